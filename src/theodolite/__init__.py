@@ -1,0 +1,1 @@
+"""Survey the geometry of training in PyTorch: loss, curvature, landscape, gradients."""

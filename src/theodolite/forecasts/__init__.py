@@ -1,0 +1,1 @@
+"""What the records say, now (findings) and ahead (laws). Needs no model."""

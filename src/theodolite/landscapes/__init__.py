@@ -1,0 +1,1 @@
+"""From a problem to losses along lines and over planes."""

@@ -1,0 +1,1 @@
+"""From a problem at one point to a record: curvature, gradients, stability."""

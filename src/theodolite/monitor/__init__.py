@@ -1,0 +1,1 @@
+"""Watch a run while it trains: hooks, a schedule, a time budget."""

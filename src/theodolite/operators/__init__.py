@@ -1,0 +1,1 @@
+"""Where the model meets linear algebra: Hessian, GGN and gradient covariance as operators."""

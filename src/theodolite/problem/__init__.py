@@ -1,0 +1,1 @@
+"""What is surveyed: model, criterion and fixed data as one function of the parameters."""

@@ -1,0 +1,53 @@
+"""Sharpness against the stability bound of the optimiser."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from theodolite.records.record import Record
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Stability(Record):
+    """How close a step is to the edge of stability on the quadratic model of the loss.
+
+    The bound is that of the optimiser's own recursion on a quadratic: 2/lr for gradient descent, 2(1+β)/lr for heavy
+    ball, 2(1+β₁)/((1−β₁)·lr) for the Adam family, where sharpness is that of P^-½HP^-½ with P the preconditioner in use.
+
+    Args:
+        loss: loss of the problem.
+        loss_stderr: its standard error over chunks of the data, NaN with one chunk.
+        gradient_norm: norm of its gradient.
+        sharpness: largest eigenvalue of the Hessian.
+        sharpness_stderr: its standard error from the data (infinitesimal jackknife), NaN with one chunk.
+        residual: relative residual of that eigenpair.
+        converged: whether the residual met its tolerance.
+        tol: that tolerance.
+        preconditioned_sharpness: largest eigenvalue of the preconditioned Hessian; equals ``sharpness`` without a
+            preconditioner; NaN for an optimiser whose rule is not known.
+        threshold: what ``preconditioned_sharpness`` must stay below; NaN for an optimiser whose rule is not known.
+        ratio: stability ratio, > 1 is unstable. With one learning rate it is preconditioned_sharpness / threshold.
+        learning_rate: of the first parameter group.
+        momentum: β, or β₁ for the Adam family; 0 without.
+        optimizer: class name.
+        rule: the bound in words, with its formula.
+    """
+
+    kind: ClassVar[str] = "stability"
+
+    loss: float
+    loss_stderr: float
+    gradient_norm: float
+    sharpness: float
+    sharpness_stderr: float
+    residual: float
+    converged: bool
+    tol: float
+    preconditioned_sharpness: float
+    threshold: float
+    ratio: float
+    learning_rate: float
+    momentum: float
+    optimizer: str
+    rule: str

@@ -1,0 +1,1 @@
+"""Records to figures, tables and pages. Needs no model."""

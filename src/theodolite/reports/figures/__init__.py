@@ -1,0 +1,1 @@
+"""Figures as descriptions: a record in, a backend-neutral description out."""
