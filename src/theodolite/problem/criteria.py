@@ -1,0 +1,275 @@
+"""Criteria as sums over samples: total, weight, share of each sample, and the Hessian in the outputs."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from theodolite.errors import DataError, OperatorError, ProblemError
+from theodolite.problem.data import map_tensors, samples_of
+
+
+class OutputLoss(ABC):
+    """A criterion as total(outputs, targets) / weight(outputs, targets), both sums over the samples of a batch.
+
+    Subclasses give the share of each sample in the total; those with a closed form also give the product with the
+    Hessian of the total in the outputs.
+    """
+
+    @abstractmethod
+    def shares(self, outputs: Any, targets: Any) -> Float[Tensor, " b"]:
+        """What each sample adds to the total, tokens and elements summed."""
+
+    def total(self, outputs: Any, targets: Any) -> Float[Tensor, ""]:
+        """Sum of the shares."""
+        return self.shares(outputs, targets).sum()
+
+    def weight(self, outputs: Any, targets: Any) -> float:
+        """What the total is divided by: samples, valid tokens, summed class weights, or 1 for a criterion that sums."""
+        return float(samples_of(targets))
+
+    def evaluate(self, outputs: Any, targets: Any) -> tuple[Float[Tensor, ""], float]:
+        """Total and weight."""
+        return self.total(outputs, targets), self.weight(outputs, targets)
+
+    def hessian_product(self, outputs: Tensor, targets: Any, vector: Tensor) -> Tensor:
+        """Hessian of the total in the outputs, times ``vector`` of the shape of ``outputs``."""
+        point = outputs.detach().requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.total(point, targets), point, create_graph=True)
+            if not gradient.requires_grad:
+                return torch.zeros_like(outputs)
+            (product,) = torch.autograd.grad(gradient, point, vector, materialize_grads=True)
+        return product
+
+
+def recognise(criterion: Callable[..., Any]) -> OutputLoss:
+    """The criterion as a sum over samples: closed forms for those of torch, automatic differentiation for any other.
+
+    Args:
+        criterion: an ``nn`` loss module, a function of ``torch.nn.functional``, or any function of (outputs, targets)
+            that returns the mean over samples, or a pair (total, weight).
+    """
+    if criterion is F.cross_entropy:
+        criterion = nn.CrossEntropyLoss()
+    elif criterion is F.mse_loss:
+        criterion = nn.MSELoss()
+    elif criterion is F.binary_cross_entropy_with_logits:
+        criterion = nn.BCEWithLogitsLoss()
+    if getattr(criterion, "reduction", "mean") == "none":
+        raise ProblemError(
+            f"Expected a criterion that reduces to one number, found {type(criterion).__name__}(reduction='none'), which "
+            "returns a vector. Use reduction='mean'."
+        )
+    if type(criterion) is nn.CrossEntropyLoss:
+        return CrossEntropy(
+            criterion.weight, criterion.ignore_index, criterion.label_smoothing, mean=criterion.reduction == "mean"
+        )
+    if type(criterion) is nn.MSELoss:
+        return SquaredError(mean=criterion.reduction == "mean")
+    if type(criterion) is nn.BCEWithLogitsLoss:
+        return BinaryCrossEntropy(criterion.weight, criterion.pos_weight, mean=criterion.reduction == "mean")
+    return Generic(criterion)
+
+
+@dataclass(frozen=True)
+class CrossEntropy(OutputLoss):
+    """Softmax cross-entropy on logits (B, C, …) with class indices (B, …) or class probabilities (B, C, …).
+
+    Averages as ``torch.nn.functional.cross_entropy`` does: over the weights of the valid targets for class indices,
+    over positions for probabilities.
+    """
+
+    class_weight: Tensor | None = None
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    mean: bool = True
+
+    def shares(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
+        logits = _logits(outputs)
+        values = F.cross_entropy(
+            logits,
+            self._targets(logits, targets),
+            weight=_like(self.class_weight, logits),
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="none",
+        )
+        return _per_sample(values)
+
+    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+        if not self.mean:
+            return 1.0
+        if targets.is_floating_point():
+            return float(targets.numel() // _logits(outputs).shape[1])
+        valid = targets[targets != self.ignore_index]
+        if self.class_weight is None:
+            return float(valid.numel())
+        return float(self.class_weight.to(valid.device, torch.float64)[valid].sum())
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor, vector: Tensor) -> Tensor:
+        """Closed form s·(p ∘ u − p (pᵀu)), where s is the summed weight of the target of each position."""
+        logits = _logits(outputs)
+        p = logits.softmax(dim=1)
+        product = p * vector
+        product = product - p * product.sum(dim=1, keepdim=True)
+        scale = self._position_weights(logits, targets)
+        return product if scale is None else product * scale.unsqueeze(1)
+
+    def _targets(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return targets.to(logits.dtype) if targets.is_floating_point() else targets
+
+    def _position_weights(self, logits: Tensor, targets: Tensor) -> Tensor | None:
+        """Σ_c q_c w_c at each position, with q the smoothed target distribution; 0 where ignored."""
+        classes = logits.shape[1]
+        weight = _like(self.class_weight, logits)
+        uniform = 1.0 if weight is None else weight.sum() / classes
+        if targets.is_floating_point():
+            q = targets.to(logits.dtype)
+            on_target = q.sum(1) if weight is None else torch.einsum("bc...,c->b...", q, weight)
+            return (1 - self.label_smoothing) * on_target + self.label_smoothing * uniform
+        valid = targets != self.ignore_index
+        if weight is None:
+            return None if bool(valid.all()) else valid.to(logits.dtype)
+        on_target = weight[targets.where(valid, torch.zeros_like(targets))]
+        return ((1 - self.label_smoothing) * on_target + self.label_smoothing * uniform) * valid
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(OutputLoss):
+    """Sigmoid cross-entropy on logits, averaged over all elements."""
+
+    element_weight: Tensor | None = None
+    positive_weight: Tensor | None = None
+    mean: bool = True
+
+    def shares(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
+        logits = _same_shape(_logits(outputs), targets)
+        values = F.binary_cross_entropy_with_logits(
+            logits,
+            targets.to(logits.dtype),
+            weight=_like(self.element_weight, logits),
+            pos_weight=_like(self.positive_weight, logits),
+            reduction="none",
+        )
+        return _per_sample(values)
+
+    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+        return float(targets.numel()) if self.mean else 1.0
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor, vector: Tensor) -> Tensor:
+        """Closed form w·(1 + (p₊ − 1)·y)·σ(1 − σ) ∘ u."""
+        logits = _logits(outputs)
+        y = targets.to(logits.dtype)
+        curvature = torch.sigmoid(logits) * torch.sigmoid(-logits)
+        positive, element = _like(self.positive_weight, logits), _like(self.element_weight, logits)
+        if positive is not None:
+            curvature = curvature * (1 + (positive - 1) * y)
+        if element is not None:
+            curvature = curvature * element
+        return curvature * vector
+
+
+@dataclass(frozen=True)
+class SquaredError(OutputLoss):
+    """Squared error, averaged over all elements."""
+
+    mean: bool = True
+
+    def shares(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
+        values = _same_shape(_logits(outputs), targets)
+        return _per_sample((values - targets.to(values.dtype)).square())
+
+    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+        return float(targets.numel()) if self.mean else 1.0
+
+    def hessian_product(self, outputs: Tensor, targets: Tensor, vector: Tensor) -> Tensor:
+        """Closed form 2u."""
+        return 2 * vector
+
+
+@dataclass(frozen=True)
+class Generic(OutputLoss):
+    """Any criterion that averages over samples, or returns (total, weight); differentiated automatically."""
+
+    criterion: Callable[..., Any]
+
+    def shares(self, outputs: Any, targets: Any) -> Float[Tensor, " b"]:
+        """The criterion on each sample alone, with its first dimension kept at 1."""
+        samples = samples_of(targets)
+
+        def sample(tree: Any, index: int) -> Any:
+            keep = slice(index, index + 1)
+            return map_tensors(tree, lambda t: t[keep] if t.dim() and t.shape[0] == samples else t)
+
+        return torch.stack([self.total(sample(outputs, i), sample(targets, i)) for i in range(samples)])
+
+    def total(self, outputs: Any, targets: Any) -> Float[Tensor, ""]:
+        return self.evaluate(outputs, targets)[0]
+
+    def weight(self, outputs: Any, targets: Any) -> float:
+        return self.evaluate(outputs, targets)[1]
+
+    def evaluate(self, outputs: Any, targets: Any) -> tuple[Float[Tensor, ""], float]:
+        value = self.criterion(outputs, targets)
+        if isinstance(value, tuple):
+            return one_number(value[0], "the criterion"), float(value[1])
+        if self._sums:
+            return one_number(value, "the criterion"), 1.0
+        samples = samples_of(targets)
+        return one_number(value, "the criterion") * samples, float(samples)
+
+    @property
+    def _sums(self) -> bool:
+        return getattr(self.criterion, "reduction", "mean") == "sum"
+
+
+def one_number(value: Any, who: str) -> Float[Tensor, ""]:
+    """Check that a loss is a scalar tensor.
+
+    Raises:
+        ProblemError: it is a vector, or no tensor.
+    """
+    if not isinstance(value, Tensor):
+        raise ProblemError(f"Expected {who} to return a tensor with one number, found {type(value).__name__}.")
+    if value.numel() != 1:
+        raise ProblemError(
+            f"Expected {who} to return one number, found a tensor of shape {tuple(value.shape)}. It does not reduce over "
+            "samples: take its mean, or return (total, count)."
+        )
+    return value.reshape(())
+
+
+def _logits(outputs: Any) -> Tensor:
+    """The tensor in a model's output: itself, or the ``logits`` of a structured output."""
+    found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
+    if not isinstance(found, Tensor):
+        raise OperatorError(
+            f"Expected the model to return a tensor or an output with .logits, found {type(outputs).__name__}. "
+            "Wrap the model so that it returns the tensor that the criterion takes."
+        )
+    return found
+
+
+def _like(weight: Tensor | None, reference: Tensor) -> Tensor | None:
+    return None if weight is None else weight.to(reference.device, reference.dtype)
+
+
+def _per_sample(values: Tensor) -> Float[Tensor, " b"]:
+    return values.reshape(values.shape[0], -1).sum(1)
+
+
+def _same_shape(outputs: Tensor, targets: Tensor) -> Tensor:
+    if outputs.shape != targets.shape:
+        raise DataError(
+            f"Expected outputs and targets of one shape, found {tuple(outputs.shape)} and {tuple(targets.shape)}, which "
+            "torch would broadcast to a wrong loss. Reshape one of them."
+        )
+    return outputs

@@ -1,0 +1,227 @@
+"""Batches as fixed data: walked again and again, split, moved, and compared between passes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+
+from theodolite.errors import DataError, NotDeterministicError
+from theodolite.problem.guard import random_state, restore_random_state, seed_everything
+
+# Batches of a loader are kept after the first pass while they fit this; beyond it the loader is walked at every pass.
+KEEP_BYTES = 2 * 2**30
+
+
+class Batches:
+    """Fixed data that can be walked many times, equal at every walk.
+
+    A list or tuple is used as it is. Anything else is kept in memory after its first walk while it fits ``keep`` bytes,
+    and walked again at every pass beyond, each batch compared with its fingerprint from the first pass.
+
+    Args:
+        source: a re-iterable of batches.
+        keep: bytes of batches to keep in memory.
+
+    Raises:
+        DataError: ``source`` cannot be walked twice, or shuffles.
+    """
+
+    def __init__(self, source: Iterable[Any], *, keep: int = KEEP_BYTES) -> None:
+        _refuse_unfixed(source)
+        self._source = source
+        self._kept: list[Any] | None = list(source) if isinstance(source, list | tuple) else None
+        self._fingerprints: list[tuple[float, ...]] = []
+        self._keep = keep
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._kept is not None:
+            if not self._kept:
+                raise _empty()
+            yield from self._kept
+        elif self._fingerprints:
+            yield from self._walk_again()
+        else:
+            yield from self._walk_first()
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the batches are in memory, so that every pass sees the same objects."""
+        return self._kept is not None
+
+    def first_again(self) -> Any:
+        """The first batch of a fresh walk under other random numbers, to compare with the first pass."""
+        return next(_apart(self._source, seed=torch.initial_seed() + 1), None)
+
+    def _walk_first(self) -> Iterator[Any]:
+        kept: list[Any] | None = []
+        fingerprints, held = [], 0
+        for batch in _apart(self._source):
+            fingerprints.append(fingerprint(batch))
+            held += sum(tensor.nbytes for tensor in tensors_of(batch))
+            if kept is not None:
+                kept.append(batch)
+            if held > self._keep:
+                kept = None
+            yield batch
+        if not fingerprints:
+            raise _empty()
+        self._fingerprints, self._kept = fingerprints, kept
+
+    def _walk_again(self) -> Iterator[Any]:
+        count = 0
+        for batch, before in zip(_apart(self._source), self._fingerprints, strict=False):
+            now = fingerprint(batch)
+            if now != before:
+                raise NotDeterministicError(cause_of_change(now, before, where=f"batch {count}"))
+            count += 1
+            yield batch
+        if count != len(self._fingerprints):
+            raise NotDeterministicError(
+                f"Expected {len(self._fingerprints)} batches as in the first pass, found {count}. The loader does not "
+                "give the same data at every pass: pass a list of batches, or a loader without random sampling."
+            )
+
+
+def _apart(source: Iterable[Any], *, seed: int | None = None) -> Iterator[Any]:
+    """Walk a loader on a random stream of its own: DataLoader draws from torch's global generator at every iter()."""
+    outer = random_state()
+    if seed is not None:
+        seed_everything(seed)
+    iterator: Iterator[Any] | None = None
+    inner = random_state()
+    while True:
+        outer = outer if iterator is None else random_state()
+        try:
+            restore_random_state(inner)
+            iterator = iter(source) if iterator is None else iterator
+            batch = next(iterator)
+            inner = random_state()
+        except StopIteration:
+            return
+        finally:
+            restore_random_state(outer)
+        yield batch
+
+
+def _refuse_unfixed(source: object) -> None:
+    if isinstance(source, Tensor) or not isinstance(source, Iterable):
+        raise DataError(
+            f"Expected batches: an iterable of (inputs, targets), found {type(source).__name__}. "
+            "Wrap a single batch in a list: [(inputs, targets)]."
+        )
+    if isinstance(source, Iterator):
+        raise DataError(
+            f"Expected batches that can be walked many times, found a {type(source).__name__}, which is exhausted after "
+            "one pass. Pass list(batches), or the loader itself instead of iter(loader)."
+        )
+    if isinstance(source, Mapping):
+        raise DataError("Expected an iterable of batches, found one mapping. Wrap a single batch in a list: [batch].")
+    if isinstance(source, DataLoader) and not isinstance(source.dataset, IterableDataset):
+        sampler = getattr(source.batch_sampler, "sampler", source.sampler)
+        if isinstance(sampler, RandomSampler):
+            raise NotDeterministicError(
+                "Expected the same batches at every pass, found a DataLoader that shuffles (RandomSampler). Every product "
+                "would see other data. Use shuffle=False, or pass a list of batches: list(itertools.islice(loader, k))."
+            )
+
+
+def _empty() -> DataError:
+    return DataError("Expected at least one batch, found none: the batches are empty. Check the loader or the list.")
+
+
+def tensors_of(tree: Any) -> Iterator[Tensor]:
+    """All tensors in a batch: a tensor, or nested tuples, lists, mappings and dataclasses."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for value in tree.values():
+            yield from tensors_of(value)
+    elif isinstance(tree, list | tuple):
+        for value in tree:
+            yield from tensors_of(value)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from tensors_of(getattr(tree, field.name))
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A batch of the same structure with ``function`` applied to every tensor."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(value, function) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(value, function) for value in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(map_tensors(value, function) for value in tree)
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        changes = {field.name: map_tensors(getattr(tree, field.name), function) for field in dataclasses.fields(tree)}
+        return dataclasses.replace(cast(Any, tree), **changes)
+    return tree
+
+
+def samples_of(tree: Any) -> int:
+    """Number of samples in a batch: the first dimension of its first tensor."""
+    for tensor in tensors_of(tree):
+        if tensor.dim() > 0:
+            return tensor.shape[0]
+    raise DataError(
+        f"Expected a batch with a tensor whose first dimension counts samples, found {type(tree).__name__} without any."
+    )
+
+
+def split(tree: Any, size: int) -> list[Any]:
+    """Cut a batch along its first dimension into pieces of at most ``size`` samples.
+
+    Tensors whose first dimension is not the number of samples go whole into every piece.
+    """
+    samples = samples_of(tree)
+    if samples <= size:
+        return [tree]
+
+    def piece(start: int) -> Callable[[Tensor], Tensor]:
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[start : start + size] if tensor.dim() > 0 and tensor.shape[0] == samples else tensor
+
+        return cut
+
+    return [map_tensors(tree, piece(start)) for start in range(0, samples, size)]
+
+
+def move(tree: Any, *, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Bring a batch to ``device``, and its floating-point tensors to ``dtype``."""
+
+    def place(tensor: Tensor) -> Tensor:
+        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+
+    return map_tensors(tree, place)
+
+
+def fingerprint(tree: Any) -> tuple[float, ...]:
+    """A few numbers that change when a batch changes or is reordered: sizes, and sums weighted by position."""
+    numbers: list[float] = []
+    for tensor in tensors_of(tree):
+        flat = tensor.detach().reshape(-1).to(torch.float64)
+        weights = torch.linspace(1.0, 2.0, flat.numel(), dtype=torch.float64, device=flat.device)
+        numbers += [float(flat.numel()), float(torch.nan_to_num(flat).dot(weights))]
+    return tuple(numbers)
+
+
+def cause_of_change(now: Sequence[float], before: Sequence[float], *, where: str) -> str:
+    """Say that data changed between passes, and the likely cause."""
+    changed = [index for index, (a, b) in enumerate(zip(now, before, strict=False)) if a != b]
+    targets_too = len(now) != len(before) or (len(before) - 1) in changed
+    cause = (
+        "inputs and targets changed together, so the loader probably shuffles; use shuffle=False"
+        if targets_too
+        else "the targets are the same but the inputs changed, so there is probably random augmentation; switch it off"
+    )
+    return (
+        f"Expected the same data at every pass, found other data in {where} at the second: {cause}, or pass a list of "
+        "batches, which is fixed."
+    )

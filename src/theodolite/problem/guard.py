@@ -1,0 +1,82 @@
+"""The guard that leaves a model as it was found."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(model: nn.Module, *, copy: bool = True) -> Iterator[nn.Module]:
+    """Restore ``model`` and all random state on leaving, also after an exception or Ctrl-C.
+
+    Restored are training flags, ``requires_grad``, ``.grad`` (the same tensor object with its values), parameters,
+    buffers, and the random state of torch on every device, of Python and of numpy.
+
+    Cost: one copy of parameters, buffers and gradients with ``copy=True``, nothing that grows with the model otherwise.
+
+    Args:
+        model: the model to protect.
+        copy: also restore the values of parameters, buffers and gradients. Theodolite's own measures replace parameters
+            and buffers functionally and never write to them, so they use ``copy=False``.
+
+    Example:
+        >>> model = nn.BatchNorm1d(2)
+        >>> with undisturbed(model):
+        ...     _ = model(torch.randn(8, 2))
+        >>> int(model.num_batches_tracked)
+        0
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    values = _values(model) if copy else []
+    state = random_state()
+    try:
+        yield model
+    finally:
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+        for parameter, requires_grad, grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+        for module, training in flags:
+            module.training = training
+        restore_random_state(state)
+
+
+def _values(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+
+RandomState = tuple[torch.Tensor, list[torch.Tensor], object, object]
+
+
+def random_state() -> RandomState:
+    """The state of every random number generator that a model or loader may draw from."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's, not ours
+
+
+def restore_random_state(state: RandomState) -> None:
+    """Put back what ``random_state`` returned."""
+    torch_state, cuda, python, numpy = state
+    torch.set_rng_state(torch_state)
+    if cuda:
+        torch.cuda.set_rng_state_all(cuda)
+    random.setstate(python)  # type: ignore[arg-type]
+    np.random.set_state(numpy)  # type: ignore[arg-type]  # noqa: NPY002
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, Python and numpy, so that dropout and the like draw the same numbers at every pass."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - layers that draw from numpy draw from its global generator

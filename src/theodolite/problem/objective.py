@@ -1,0 +1,138 @@
+"""What is minimised, as total and weight of a batch: a criterion on the model's outputs, or any loss function."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from theodolite.errors import DataError, OperatorError
+from theodolite.problem.criteria import OutputLoss, one_number
+from theodolite.problem.data import samples_of, split
+
+Evaluation = tuple[Float[Tensor, ""], float]
+
+
+class Objective(ABC):
+    """The loss of a batch as total / weight."""
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module, batch: Any) -> Evaluation:
+        """Total, differentiable, and weight."""
+
+    @abstractmethod
+    def shares(self, model: nn.Module, batch: Any) -> Float[Tensor, " b"]:
+        """What each sample adds to the total, differentiable."""
+
+    @abstractmethod
+    def samples(self, batch: Any) -> int:
+        """Number of samples in the batch."""
+
+    @abstractmethod
+    def halves(self, model: nn.Module, batch: Any) -> tuple[Evaluation, Evaluation]:
+        """Both halves of the batch evaluated apart, to see whether totals add up."""
+
+
+@dataclass(frozen=True)
+class CriterionObjective(Objective):
+    """criterion(model(inputs), targets)."""
+
+    loss: OutputLoss
+
+    def outputs(self, model: nn.Module, batch: Any) -> Any:
+        """model(inputs): a mapping is passed by keyword, a tuple or list by position."""
+        inputs, _ = pair(batch)
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        if isinstance(inputs, list | tuple):
+            return model(*inputs)
+        return model(inputs)
+
+    def evaluate(self, model: nn.Module, batch: Any) -> Evaluation:
+        return self.loss.evaluate(self.outputs(model, batch), pair(batch)[1])
+
+    def shares(self, model: nn.Module, batch: Any) -> Float[Tensor, " b"]:
+        return self.loss.shares(self.outputs(model, batch), pair(batch)[1])
+
+    def samples(self, batch: Any) -> int:
+        return samples_of(pair(batch)[1])
+
+    def halves(self, model: nn.Module, batch: Any) -> tuple[Evaluation, Evaluation]:
+        targets = pair(batch)[1]
+        samples = samples_of(targets)
+        first, second = split((self.outputs(model, batch), targets), (samples + 1) // 2)
+        return self.loss.evaluate(*first), self.loss.evaluate(*second)
+
+
+@dataclass(frozen=True)
+class LossObjective(Objective):
+    """loss_fn(model, batch)."""
+
+    function: Callable[[nn.Module, Any], Any]
+
+    def evaluate(self, model: nn.Module, batch: Any) -> Evaluation:
+        value = self.function(model, batch)
+        if isinstance(value, tuple):
+            return one_number(value[0], "the loss function"), float(value[1])
+        loss = one_number(getattr(value, "loss", value), "the loss function")
+        weight = _denominator(model, batch)
+        return (loss * weight if weight else torch.zeros_like(loss)), weight
+
+    def shares(self, model: nn.Module, batch: Any) -> Float[Tensor, " b"]:
+        return torch.stack([self.evaluate(model, sample)[0] for sample in split(batch, 1)])
+
+    def samples(self, batch: Any) -> int:
+        return samples_of(batch)
+
+    def halves(self, model: nn.Module, batch: Any) -> tuple[Evaluation, Evaluation]:
+        first, second = split(batch, (self.samples(batch) + 1) // 2)
+        return self.evaluate(model, first), self.evaluate(model, second)
+
+
+def pair(batch: Any) -> tuple[Any, Any]:
+    """Inputs and targets of a batch.
+
+    Raises:
+        DataError: the batch is no pair.
+    """
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return batch[0], batch[1]
+    found = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+    raise DataError(
+        f"Expected batches of (inputs, targets), found a {found}. "
+        "For any other batch use Problem.from_loss(model, lambda model, batch: …, batches)."
+    )
+
+
+def output_loss(objective: Objective) -> OutputLoss:
+    """The criterion on the outputs, which GGN and Fisher need.
+
+    Raises:
+        OperatorError: the objective is a loss function of model and batch, whose outputs are not known.
+    """
+    if isinstance(objective, CriterionObjective):
+        return objective.loss
+    raise OperatorError(
+        "A GGN needs the model's outputs and a criterion on them, found a problem made by Problem.from_loss. "
+        "Use Problem(model, criterion, batches)."
+    )
+
+
+def _denominator(model: nn.Module, batch: Any) -> float:
+    """What a scalar loss was averaged over: the valid labels of a Hugging Face batch, the samples of any other."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() > 0:
+        if _shifts_labels(model):
+            labels = labels[..., 1:]
+        return float((labels != -100).sum())
+    return float(samples_of(batch))
+
+
+def _shifts_labels(model: nn.Module) -> bool:
+    """Whether the model predicts the next token, so that the first label of each sequence is not used."""
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
