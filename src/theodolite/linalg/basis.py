@@ -1,0 +1,110 @@
+"""An orthonormal basis that grows row by row without ever being copied."""
+
+from __future__ import annotations
+
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from theodolite.linalg import vectors
+
+CHUNK_ROWS = 32
+CHUNK_COLUMNS = 1 << 16
+
+
+@final
+class Basis:
+    """Orthonormal vectors, one a row, in chunks of rows.
+
+    Growing one tensor would copy it and hold it twice; chunks cost a few more matrix-vector products a step.
+
+    Args:
+        n: length of the vectors.
+        dtype: of the vectors.
+        device: of the vectors.
+    """
+
+    def __init__(self, n: int, *, dtype: torch.dtype, device: torch.device) -> None:
+        self._chunks: list[Tensor] = []
+        self._like = torch.empty(0, n, dtype=dtype, device=device)
+        self._rows = 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def append(self, v: Float[Tensor, " n"]) -> None:
+        """Add a unit vector that is orthogonal to all rows."""
+        chunk, row = divmod(self._rows, CHUNK_ROWS)
+        if chunk == len(self._chunks):
+            self._chunks.append(self._like.new_empty(CHUNK_ROWS, self._like.shape[1]))
+        self._chunks[chunk][row] = v
+        self._rows += 1
+
+    def orthogonalise(self, w: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " j"]]:
+        """Two passes of classical Gram-Schmidt: w less its projection, and the coefficients.
+
+        One pass leaves errors of the size of what it removed; the second removes them.
+
+        References:
+            Giraud, Langou, Rozložník, van den Eshof (2005), Rounding error analysis of the classical Gram-Schmidt
+            orthogonalization process.
+        """
+        total = w.new_zeros(self._rows)
+        for _ in range(2):
+            coefficients = self.project(w)
+            w = w - self._lift(coefficients)
+            total = total + coefficients
+        return w, total
+
+    def project(self, w: Float[Tensor, " n"]) -> Float[Tensor, " j"]:
+        """Inner products with all rows."""
+        if not self._rows:
+            return w.new_zeros(0)
+        return torch.cat([vectors.project(chunk, w) for chunk in self._filled()])
+
+    def combine(self, coefficients: Float[np.ndarray, "j p"]) -> Float[Tensor, "p n"]:
+        """Linear combinations of the rows, one for each column of coefficients."""
+        S = self._on_device(coefficients)
+        combined = self._like.new_zeros(S.shape[1], self._like.shape[1])
+        for first, chunk in enumerate(self._filled()):
+            rows = slice(first * CHUNK_ROWS, first * CHUNK_ROWS + len(chunk))
+            combined.addmm_(S[rows].T, chunk)
+        return combined
+
+    def compress(self, coefficients: Float[np.ndarray, "j p"]) -> None:
+        """Replace the rows by p ≤ j combinations of them, in place but for a strip of columns."""
+        S = self._on_device(coefficients)
+        kept = S.shape[1]
+        for first in range(0, self._like.shape[1], CHUNK_COLUMNS):
+            strip = slice(first, first + CHUNK_COLUMNS)
+            combined = S.T @ torch.cat([chunk[:, strip] for chunk in self._filled()])
+            for start in range(0, kept, CHUNK_ROWS):
+                part = combined[start : start + CHUNK_ROWS]
+                self._chunks[start // CHUNK_ROWS][: len(part), strip] = part
+        self._rows = kept
+        del self._chunks[-(-kept // CHUNK_ROWS) :]
+
+    def __getitem__(self, row: int) -> Float[Tensor, " n"]:
+        chunk, within = divmod(range(self._rows)[row], CHUNK_ROWS)
+        return self._chunks[chunk][within]
+
+    def _lift(self, coefficients: Float[Tensor, " j"]) -> Float[Tensor, " n"]:
+        """The combination of the rows with one coefficient each."""
+        lifted = self._like.new_zeros(self._like.shape[1])
+        for chunk, part in zip(self._filled(), coefficients.split(CHUNK_ROWS), strict=True):
+            lifted.addmv_(chunk.T, part)
+        return lifted
+
+    def _on_device(self, coefficients: Float[np.ndarray, "j p"]) -> Float[Tensor, "j p"]:
+        return torch.as_tensor(np.ascontiguousarray(coefficients)).to(self._like)
+
+    def _filled(self) -> list[Tensor]:
+        """The chunks, without rows that are not used yet."""
+        return [
+            chunk[: self._rows - first * CHUNK_ROWS]
+            for first, chunk in enumerate(self._chunks)
+            if first * CHUNK_ROWS < self._rows
+        ]

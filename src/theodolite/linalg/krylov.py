@@ -1,0 +1,177 @@
+"""The Krylov decomposition A Qᵀ = Qᵀ T + r eⱼᵀ of a symmetric operator, grown one product at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from theodolite.errors import NonFiniteError
+from theodolite.linalg import vectors
+from theodolite.linalg.basis import Basis
+from theodolite.linalg.operator import LinearOperator
+
+BREAKDOWN = 100.0  # in units of rounding: a smaller residual is noise, and its direction with it
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ritz:
+    """Eigenvalues of the projected matrix, ascending, with how far each is from an eigenpair of the operator.
+
+    Args:
+        values: Ritz values θ.
+        coordinates: Ritz vectors in the basis, one a column.
+        bounds: norms ‖A y − θ y‖, from |β s_j| and from residuals that were dropped at earlier breakdowns.
+    """
+
+    values: Float[np.ndarray, " j"]
+    coordinates: Float[np.ndarray, "j j"]
+    bounds: Float[np.ndarray, " j"]
+
+
+@final
+class Krylov:
+    """A Krylov decomposition with full reorthogonalisation.
+
+    T is tridiagonal until the first restart; a restart puts kept Ritz values on the diagonal with an arrow that couples
+    them to the next vector. When the residual vanishes the space is invariant, and the decomposition goes on
+    from a fresh random vector orthogonal to it (a new *block*), which finds further copies of repeated eigenvalues.
+
+    Args:
+        operator: A, symmetric.
+        start: first vector, of any length but zero.
+        draw: gives a fresh random vector.
+
+    References:
+        Paige (1972), Computational variants of the Lanczos method for the eigenproblem.
+        Wu, Simon (2000), Thick-restart Lanczos method for large symmetric eigenvalue problems.
+    """
+
+    def __init__(
+        self, operator: LinearOperator, *, start: Float[Tensor, " n"], draw: Callable[[], Float[Tensor, " n"]]
+    ) -> None:
+        self.operator = operator
+        self.basis = Basis(operator.shape[0], dtype=operator.dtype, device=operator.device)
+        self.products = 0
+        self.blocks = 1
+        self.block_steps = 0
+        self.rounding = 0.0
+        self._draw = draw
+        self._next: Tensor | None = _unit(start)
+        self._T = np.zeros((0, 0))
+        self._coupling = np.zeros(0)
+        self._dropped = np.zeros(0)
+
+    def __len__(self) -> int:
+        return len(self.basis)
+
+    @property
+    def T(self) -> Float[np.ndarray, "j j"]:
+        """The projected matrix Q A Qᵀ."""
+        return self._T
+
+    @property
+    def residual(self) -> Float[Tensor, " n"]:
+        """r, the part of the last product outside the space."""
+        if self._next is None:
+            return torch.zeros_like(self.basis[0])
+        return float(np.linalg.norm(self._coupling)) * self._next
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the basis spans the whole space."""
+        return len(self) == self.operator.shape[0]
+
+    @property
+    def invariant(self) -> bool:
+        """Whether the residual vanished, so that the next vector is a fresh one."""
+        return self._next is None
+
+    def advance(self) -> None:
+        """Add one vector to the basis.
+
+        Cost: one product, and one synchronisation with the device.
+
+        Raises:
+            NonFiniteError: the product is not finite.
+        """
+        if self._next is None:
+            self._begin_block()
+        assert self._next is not None
+        self.basis.append(self._next)
+        product = self.operator @ self._next
+        w, coefficients = self.basis.orthogonalise(product)
+        diagonal, beta = torch.stack([coefficients[-1].double(), vectors.norm(w)]).tolist()
+        self.products += 1
+        self.block_steps += 1
+        if not math.isfinite(diagonal + beta):
+            raise NonFiniteError(_non_finite_scene(self.operator, product, self.products))
+        self._border(diagonal)
+        scale = math.hypot(float(np.linalg.norm(self._T[-1])), beta)
+        self.rounding = max(self.rounding, torch.finfo(self.operator.dtype).eps * scale)
+        self._coupling = np.zeros(len(self))
+        self._coupling[-1] = beta
+        self._next = w / beta if beta > 0 else None
+        if self.exhausted or beta <= BREAKDOWN * self.rounding:
+            self.drop_residual()
+
+    def drop_residual(self) -> None:
+        """Begin a new block at the next step; what is dropped stays in the bounds."""
+        self._dropped = self._dropped + self._coupling
+        self._coupling = np.zeros(len(self))
+        self._next = None
+
+    def restart(self, keep: Int[np.ndarray, " p"]) -> None:
+        """Shrink the basis to chosen Ritz vectors; the residual and with it the decomposition stay valid.
+
+        Args:
+            keep: positions in ``ritz().values``.
+        """
+        ritz = self.ritz()
+        S = ritz.coordinates[:, keep]
+        self.basis.compress(S)
+        self._T = np.diag(ritz.values[keep])
+        self._coupling = S.T @ self._coupling
+        self._dropped = np.abs(S.T) @ self._dropped
+
+    def ritz(self) -> Ritz:
+        """Eigenpairs of the projected matrix with their bounds."""
+        values, S = np.linalg.eigh(self._T)
+        bounds = np.abs(self._coupling @ S) + self._dropped @ np.abs(S) + self.rounding
+        return Ritz(values=values, coordinates=S, bounds=bounds)
+
+    def _begin_block(self) -> None:
+        self.blocks += 1
+        self.block_steps = 0
+        fresh, _ = self.basis.orthogonalise(self._draw())
+        self._next = _unit(fresh)
+
+    def _border(self, diagonal: float) -> None:
+        """Add a row and a column to T."""
+        j = len(self)
+        T = np.zeros((j, j))
+        T[:-1, :-1] = self._T
+        T[-1, :-1] = T[:-1, -1] = self._coupling
+        T[-1, -1] = diagonal
+        self._T = T
+        self._dropped = np.append(self._dropped, 0.0)
+
+
+def _unit(v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    return v / float(vectors.norm(v))
+
+
+def _non_finite_scene(operator: LinearOperator, product: Tensor, products: int) -> str:
+    bad = int((~torch.isfinite(product)).sum())
+    found = f"has {bad} of {product.numel()} entries NaN or infinite" if bad else "overflows when its norm is taken"
+    return (
+        f"Product {products} with {operator!r} {found}, although the vector was finite and of unit length. "
+        "Check the loss and its gradient at these parameters, or compute in a wider dtype."
+    )
