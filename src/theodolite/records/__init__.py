@@ -1,9 +1,14 @@
 """What was measured: plain results with errors and costs, and the run log that keeps them."""
 
+from theodolite.records.book import Book
 from theodolite.records.cost import Cost
 from theodolite.records.density import Density
+from theodolite.records.equality import differences
+from theodolite.records.estimate import Estimate
 from theodolite.records.gradients import Gradients
 from theodolite.records.landscape import Line, Plane
+from theodolite.records.log import Log
+from theodolite.records.reading import read
 from theodolite.records.record import Record
 from theodolite.records.spectrum import Spectrum
 from theodolite.records.stability import Stability
@@ -11,11 +16,14 @@ from theodolite.records.trace import Trace
 from theodolite.records.training import Event, Scalars, Snapshot
 
 __all__ = [
+    "Book",
     "Cost",
     "Density",
+    "Estimate",
     "Event",
     "Gradients",
     "Line",
+    "Log",
     "Plane",
     "Record",
     "Scalars",
@@ -23,4 +31,6 @@ __all__ = [
     "Spectrum",
     "Stability",
     "Trace",
+    "differences",
+    "read",
 ]

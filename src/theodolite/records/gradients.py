@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
+from theodolite.records.estimate import Estimate
 from theodolite.records.record import Record
+from theodolite.records.text import plural, with_error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -30,6 +33,7 @@ class Gradients(Record):
     """
 
     kind: ClassVar[str] = "gradients"
+    lengths: ClassVar[Mapping[str, str]] = {"layers": "L"}
 
     loss: float
     loss_stderr: float
@@ -42,3 +46,30 @@ class Gradients(Record):
     samples: int
     gram: Float[np.ndarray, "b b"] | None = None
     coverage: Float[np.ndarray, " p"] | None = None
+
+    @property
+    def loss_estimate(self) -> Estimate:
+        """Loss with its standard error."""
+        return Estimate(self.loss, self.loss_stderr)
+
+    @property
+    def norm_estimate(self) -> Estimate:
+        """Gradient norm with its standard error."""
+        return Estimate(self.norm, self.norm_stderr)
+
+    @property
+    def relative_norms(self) -> Float[np.ndarray, " L"]:
+        """Gradient norm over parameter norm of each layer, ‖g_l‖ / ‖θ_l‖; NaN where the parameters are all zero."""
+        known = self.parameter_norms != 0
+        ratios = np.full(known.shape, np.nan)
+        np.divide(self.layer_norms, self.parameter_norms, out=ratios, where=known)
+        return ratios
+
+    def summary(self) -> tuple[str, ...]:
+        """Samples, loss and norm."""
+        return (
+            plural(self.samples, "sample"),
+            f"loss = {with_error(self.loss, self.loss_stderr, source='data')}",
+            f"‖g‖ = {with_error(self.norm, self.norm_stderr, source='data')}",
+            plural(len(self.layers), "layer"),
+        )

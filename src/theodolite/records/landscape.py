@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from theodolite.records.estimate import Estimate
 from theodolite.records.record import Record
+from theodolite.records.text import number
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -35,6 +37,41 @@ class Line(Record):
     direction_norm: float
     name: str
     parameter_norm: float
+
+    @property
+    def center(self) -> float:
+        """Loss at α = 0, NaN where that is not a position."""
+        return _at(self.losses, _zero(self.alphas))
+
+    @property
+    def finite(self) -> Bool[np.ndarray, " a"]:
+        """Where the loss is a finite number."""
+        return np.asarray(np.isfinite(self.losses))
+
+    @property
+    def minimum(self) -> tuple[float, float]:
+        """Position α and value of the smallest finite loss; NaN where none is finite."""
+        alpha, loss = _minimum(self.losses, self.alphas)
+        return alpha, loss
+
+    @property
+    def curvature(self) -> Estimate:
+        """Second difference at the centre per unit length, dᵀHd/‖d‖² up to O(step²) where the loss is smooth.
+
+        The error is an upper bound: the errors of the two neighbours are added, as they share their samples. NaN
+        without a neighbour on each side.
+        """
+        return _curvature(self.alphas, self.losses, self.stderrs, self.direction_norm)
+
+    def masked(self, cap: float = float("inf")) -> Float[np.ndarray, " a"]:
+        """Losses with NaN where they are not finite or above cap, for drawing."""
+        return _masked(self.losses, cap)
+
+    def summary(self) -> tuple[str, ...]:
+        """Direction, losses, curvature."""
+        alpha, lowest = self.minimum
+        reading = f"loss {number(self.center)} at 0, lowest {number(lowest)} at α={number(alpha)}"
+        return f"{self.name}, {self.alphas.size} points", reading, *_missing(self.losses)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -75,3 +112,87 @@ class Plane(Record):
     path_losses: Float[np.ndarray, " t"] | None = None
     path_distances: Float[np.ndarray, " t"] | None = None
     explained: tuple[float, float] | None = None
+
+    @property
+    def center(self) -> float:
+        """Loss at α = β = 0, NaN where that is not on the grid."""
+        return _at(self.losses, _zero(self.alphas), _zero(self.betas))
+
+    @property
+    def finite(self) -> Bool[np.ndarray, "a b"]:
+        """Where the loss is a finite number."""
+        return np.asarray(np.isfinite(self.losses))
+
+    @property
+    def minimum(self) -> tuple[float, float, float]:
+        """Position α, β and value of the smallest finite loss; NaN where none is finite."""
+        alpha, beta, loss = _minimum(self.losses, self.alphas, self.betas)
+        return alpha, beta, loss
+
+    @property
+    def curvatures(self) -> tuple[Estimate, Estimate]:
+        """Second differences at the centre along both axes per unit length, dᵀHd/‖d‖² up to O(step²).
+
+        The errors are upper bounds, as for ``Line.curvature``; NaN where the centre is not on the grid.
+        """
+        row, column = _zero(self.alphas), _zero(self.betas)
+        unknown = Estimate(float("nan"), float("nan"))
+        if row is None or column is None:
+            return unknown, unknown
+        first, second = self.direction_norms
+        return (
+            _curvature(self.alphas, self.losses[:, column], self.stderrs[:, column], first),
+            _curvature(self.betas, self.losses[row, :], self.stderrs[row, :], second),
+        )
+
+    def masked(self, cap: float = float("inf")) -> Float[np.ndarray, "a b"]:
+        """Losses with NaN where they are not finite or above cap, for drawing."""
+        return _masked(self.losses, cap)
+
+    def summary(self) -> tuple[str, ...]:
+        """Directions, losses."""
+        alpha, beta, lowest = self.minimum
+        size = f"{self.alphas.size} × {self.betas.size} points"
+        reading = f"loss {number(self.center)} at 0, lowest {number(lowest)} at ({number(alpha)}, {number(beta)})"
+        return f"{self.name}, {size}", reading, *_missing(self.losses)
+
+
+def _zero(positions: Float[np.ndarray, " a"]) -> int | None:
+    found = np.flatnonzero(positions == 0)
+    return int(found[0]) if found.size else None
+
+
+def _at(losses: Float[np.ndarray, "..."], *index: int | None) -> float:
+    return float("nan") if None in index else float(losses[index])
+
+
+def _minimum(losses: Float[np.ndarray, "..."], *axes: Float[np.ndarray, " _"]) -> tuple[float, ...]:
+    if not np.isfinite(losses).any():
+        return (float("nan"),) * (len(axes) + 1)
+    index = np.unravel_index(np.argmin(np.where(np.isfinite(losses), losses, np.inf)), losses.shape)
+    return *(float(axis[i]) for axis, i in zip(axes, index, strict=True)), float(losses[index])
+
+
+def _masked(losses: Float[np.ndarray, "..."], cap: float) -> Float[np.ndarray, "..."]:
+    return np.where(np.isfinite(losses) & (losses <= cap), losses, np.nan)
+
+
+def _missing(losses: Float[np.ndarray, "..."]) -> tuple[str, ...]:
+    count = int((~np.isfinite(losses)).sum())
+    return (f"{count:,} of {losses.size:,} NOT FINITE",) if count else ()
+
+
+def _curvature(
+    positions: Float[np.ndarray, " a"], losses: Float[np.ndarray, " a"], stderrs: Float[np.ndarray, " a"], norm: float
+) -> Estimate:
+    """Second difference between uneven neighbours of 0: 2Δ₋/(h₋(h₋+h₊)) + 2Δ₊/(h₊(h₋+h₊)), Δ the rise from the centre."""
+    center = _zero(positions)
+    below, above = np.flatnonzero(positions < 0), np.flatnonzero(positions > 0)
+    if center is None or not below.size or not above.size or not norm > 0:
+        return Estimate(float("nan"), float("nan"))
+    pair = np.array([below[np.argmax(positions[below])], above[np.argmin(positions[above])]])
+    steps = np.abs(positions[pair])
+    factors = 2 / (steps * steps.sum() * norm**2)
+    with np.errstate(invalid="ignore"):  # infinity − infinity is a reading, NaN
+        rises = losses[pair] - losses[center]
+        return Estimate(float(factors @ rises), float(factors @ stderrs[pair]))

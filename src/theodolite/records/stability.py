@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from theodolite.records.estimate import Estimate
 from theodolite.records.record import Record
+from theodolite.records.text import number, with_error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -51,3 +54,34 @@ class Stability(Record):
     momentum: float
     optimizer: str
     rule: str
+
+    @property
+    def crossed(self) -> bool:
+        """Whether the ratio is above 1, at face value; False where it is not known."""
+        return self.ratio > 1
+
+    @property
+    def ratio_estimate(self) -> Estimate:
+        """The ratio, with the relative error that the data leave in the sharpness."""
+        return Estimate(self.ratio, abs(self.ratio) * self.sharpness_stderr / abs(self.sharpness or math.nan))
+
+    @property
+    def max_learning_rate(self) -> float:
+        """Learning rate at which the ratio would be 1, lr / ratio: all bounds above scale with 1/lr.
+
+        For the Adam family at the preconditioner of this step. Infinite where no direction curves upwards, NaN where
+        the ratio is not known.
+        """
+        if self.ratio <= 0:
+            return math.inf
+        return self.learning_rate / self.ratio
+
+    def summary(self) -> tuple[str, ...]:
+        """Optimiser, ratio to the edge, convergence."""
+        sharpness = f"λ₁ = {with_error(self.sharpness, self.sharpness_stderr, source='data')}"
+        ratio = f"ratio {number(self.ratio)} ({'beyond' if self.crossed else 'below'} the edge at 1)"
+        if math.isnan(self.ratio):
+            ratio = f"ratio unknown for {self.optimizer}"
+        residual = f"residual {self.residual:.1g}"
+        state = f"converged, {residual}" if self.converged else f"NOT CONVERGED: {residual} > tol {self.tol:.1g}"
+        return f"{self.optimizer}, lr={self.learning_rate:g}", ratio, sharpness, f"loss {number(self.loss)}", state

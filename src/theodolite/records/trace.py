@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
+from theodolite.records.estimate import Estimate
 from theodolite.records.record import Record
+from theodolite.records.text import plural, with_error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -28,6 +31,7 @@ class Trace(Record):
     """
 
     kind: ClassVar[str] = "trace"
+    lengths: ClassVar[Mapping[str, str]] = {"layers": "L"}
 
     value: float
     stderr: float
@@ -38,3 +42,28 @@ class Trace(Record):
     method: str
     operator: str = "hessian"
     size: int
+
+    @property
+    def estimate(self) -> Estimate:
+        """The trace with its standard error over probes."""
+        return Estimate(self.value, self.stderr)
+
+    @property
+    def mean_eigenvalue(self) -> Estimate:
+        """tr(H) / n."""
+        return Estimate(self.value / self.size, self.stderr / self.size)
+
+    @property
+    def by_layer(self) -> dict[str, Estimate]:
+        """Trace of the diagonal block of each layer; the blocks add up to the whole."""
+        pairs = zip(self.layer_values.tolist(), self.layer_stderrs.tolist(), strict=True)
+        return {layer: Estimate(*pair) for layer, pair in zip(self.layers, pairs, strict=True)}
+
+    def summary(self) -> tuple[str, ...]:
+        """Operator, the trace, how it was estimated."""
+        method = f"{self.method}, {plural(self.probes, 'probe')}"
+        return (
+            f"{self.operator}, n={self.size:,}",
+            f"tr = {with_error(self.value, self.stderr, source='probes')}",
+            method,
+        )

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from theodolite.records.record import Record
+from theodolite.records.text import number
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -19,6 +20,10 @@ class Scalars(Record):
     kind: ClassVar[str] = "scalars"
 
     values: Mapping[str, float]
+
+    def summary(self) -> tuple[str, ...]:
+        """The numbers by name."""
+        return "", ", ".join(f"{name} = {number(value)}" for name, value in self.values.items()) or "nothing"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -35,6 +40,10 @@ class Event(Record):
     name: str
     message: str
 
+    def summary(self) -> tuple[str, ...]:
+        """Name and message."""
+        return self.name, self.message
+
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Snapshot(Record):
@@ -47,3 +56,7 @@ class Snapshot(Record):
     kind: ClassVar[str] = "snapshot"
 
     parameters: Float[np.ndarray, " n"]
+
+    def summary(self) -> tuple[str, ...]:
+        """Size and norm."""
+        return f"n={self.parameters.size:,}", f"‖θ‖ = {number(float(np.linalg.norm(self.parameters)))}"

@@ -1,0 +1,63 @@
+"""One writer a folder: a lock that the operating system releases when its holder dies."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import IO
+
+from theodolite.errors import LogError, LogInUseError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+_FAR = 1 << 30  # Windows locks bytes and then nobody else can read them: lock one beyond the text
+
+
+def acquire(path: Path) -> IO[bytes]:
+    """Take the lock at once or fail; it is held until the returned file is closed or the process ends, by SIGKILL too.
+
+    The file stays on disk: deleting it would let two writers lock two files of one name.
+
+    Raises:
+        LogInUseError: another writer holds it.
+        LogError: the file cannot be opened or its file system has no locks.
+    """
+    try:
+        file = open(path, "a+b", buffering=0)  # noqa: SIM115 - open as long as the lock is held
+    except OSError as error:
+        raise LogError(f"{path} cannot be opened ({error}). Name a folder that can be written.") from error
+    try:
+        _lock(file)
+    except OSError as error:
+        holder = _holder(file)
+        file.close()
+        if isinstance(error, BlockingIOError | PermissionError):
+            raise LogInUseError(
+                f"{path.parent} is in use: {holder} writes to this run log. Close its Log or Monitor (or end that "
+                "process), or name another folder; reading is possible at any time."
+            ) from None
+        raise LogError(f"{path} cannot be locked ({error}); name a folder on a file system with locks.") from error
+    file.truncate(0)
+    file.write(b"%d" % os.getpid())
+    return file
+
+
+def _lock(file: IO[bytes]) -> None:
+    if sys.platform == "win32":
+        file.seek(_FAR)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        # flock belongs to the open file: a second Log in the same process is refused too, which lockf would allow.
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(file: IO[bytes]) -> str:
+    file.seek(0)
+    text = file.read(32).decode("ascii", errors="replace").strip()
+    if text == str(os.getpid()):
+        return f"this very process (pid {text})"
+    return f"the process with pid {text}" if text.isdigit() else "another process"
