@@ -1,0 +1,119 @@
+"""Inputs for every registered loss: what the shared harness feeds it, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from theodolite.losses.registry import LOSSES, Entry
+
+SAMPLES, CLASSES = 5, 4
+Builder = Callable[[torch.Generator], tuple[Tensor, ...]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One loss, its inputs (floating ones are differentiated unless fixed) and its options."""
+
+    entry: Entry
+    build: Builder
+    options: dict[str, Any] = field(default_factory=dict)
+    fixed: tuple[int, ...] = ()  # floating inputs that are data: not differentiated
+    whole: bool = False  # the loss of a set: no per-sample reduction
+
+    @property
+    def id(self) -> str:
+        return self.entry.name + "".join(f"-{k}={v}" for k, v in self.options.items() if not isinstance(v, Tensor))
+
+    def inputs(self, seed: int = 0) -> tuple[Tensor, ...]:
+        return self.build(torch.Generator().manual_seed(seed))
+
+    def free(self, inputs: tuple[Tensor, ...]) -> list[int]:
+        return [i for i, x in enumerate(inputs) if x.is_floating_point() and i not in self.fixed]
+
+    def __call__(self, *inputs: Tensor, **extra: Any) -> Tensor:
+        return self.entry.function(*inputs, **(self.options | extra))
+
+
+def normal(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.rand(*shape, generator=generator, dtype=torch.float64)
+
+
+def classes(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return normal(generator, SAMPLES, CLASSES), torch.randint(CLASSES, (SAMPLES,), generator=generator)
+
+
+def labels(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return normal(generator, SAMPLES, 3), torch.tensor([[1, 0, 1], [0, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0]]).double()
+
+
+def values(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return normal(generator, 6), normal(generator, 6)
+
+
+def masks(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return uniform(generator, 2, 3, 4, 4), uniform(generator, 2, 3, 4, 4).round()
+
+
+def pairs(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return tuple(-3 * uniform(generator, 5) - 0.2 for _ in range(4))
+
+
+def views(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return normal(generator, 5, 3), normal(generator, 5, 3)
+
+
+def embeddings(generator: torch.Generator) -> tuple[Tensor, ...]:
+    return normal(generator, 7, 3), torch.tensor([0, 1, 0, 2, 1, 0, 2])
+
+
+BY_KIND: dict[str, Builder] = {
+    "classes": classes,
+    "labels": labels,
+    "values": values,
+    "masks": masks,
+    "pairs": pairs,
+    "views": views,
+    "embeddings": embeddings,
+}
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "comp_sum": [{"tau": t} for t in (0.0, 0.5, 1.0, 1.5, 2.0)],
+    "poly": [{}, {"coefficients": (0.5, -0.2, 1.0)}],
+    "focal": [{}, {"gamma": 0.5}],
+    "dco": [{"samples": 1}, {"samples": 16}],
+    "js": [{"label_share": 0.1}, {"label_share": 0.9}],
+    "ldr_kl": [{}, {"lam": 0.3, "margin": 1.0}],
+    "taylor_softmax_ce": [{}, {"order": 4}],
+    "sparse_softmax_ce": [{"k": 2}, {"k": 4}],
+    "hinge": [{}, {"power": 2.0}],
+}
+FIXED: dict[str, tuple[int, ...]] = {"values": (1,), "labels": (1,), "masks": (1,)}
+BUILDERS: dict[str, Builder] = {
+    "harmonic": lambda g: (normal(g, 5, 3), normal(g, 4, 3), torch.tensor([0, 1, 2, 3, 0])),
+    "dco_sequence": lambda g: (-2 * uniform(g, 5) - 0.1,),
+    "hinge": lambda g: (normal(g, 6), torch.tensor([1.0, -1, 1, 1, -1, -1]).double()),
+}
+
+
+def cases(*kinds: str) -> list[Case]:
+    found = []
+    for name, entry in LOSSES.items():
+        if kinds and entry.kind not in kinds:
+            continue
+        build = BUILDERS.get(name) or BY_KIND[entry.kind]
+        for options in VARIANTS.get(name, [{}]):
+            fixed = FIXED_BY_NAME.get(name, FIXED.get(entry.kind, ()))
+            found.append(Case(entry, build, options, fixed, name in WHOLE))
+    return found
+
+
+FIXED_BY_NAME: dict[str, tuple[int, ...]] = {}
+WHOLE: set[str] = set()
