@@ -1,1 +1,44 @@
-"""Figures as descriptions: a record in, a backend-neutral description out."""
+"""Records to figure descriptions: what is drawn, apart from any drawing library."""
+
+from theodolite.reports.figures.blocks import traces
+from theodolite.reports.figures.description import (
+    Axis,
+    Band,
+    Bars,
+    Contour,
+    Figure,
+    Line,
+    Mark,
+    Panel,
+    Path,
+    Rule,
+    Scatter,
+    Ticks,
+)
+from theodolite.reports.figures.gradients import gradient_norms
+from theodolite.reports.figures.lines import line
+from theodolite.reports.figures.planes import plane
+from theodolite.reports.figures.spectra import density
+from theodolite.reports.figures.stability import crossing, loss_and_sharpness
+
+__all__ = [
+    "Axis",
+    "Band",
+    "Bars",
+    "Contour",
+    "Figure",
+    "Line",
+    "Mark",
+    "Panel",
+    "Path",
+    "Rule",
+    "Scatter",
+    "Ticks",
+    "crossing",
+    "density",
+    "gradient_norms",
+    "line",
+    "loss_and_sharpness",
+    "plane",
+    "traces",
+]

@@ -1,0 +1,204 @@
+"""Losses over a plane through the parameters."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from theodolite.records import Plane
+from theodolite.reports.figures.description import Axis, Contour, Figure, Mark, Panel, Path, Scatter
+from theodolite.reports.figures.scales import ends_of
+from theodolite.reports.numbers import number
+
+HIDDEN_DIMENSIONS = "Two of all directions: walls, valleys and barriers outside this plane leave no mark on it."
+CAP_DECADES = 6.0  # above the lowest loss; beyond, contours of an explosion leave no colours for the basin
+EDGE = 1e-6  # of the range, so that the extremes lie inside the outer levels and not on them
+WIDTH = 680
+ELONGATED = 4.0  # axes of more unequal lengths are drawn to different scales
+
+
+def plane(record: Plane, *, cap: float | None = None) -> Figure:
+    """Filled contours of the loss over a plane, with the trajectory where there is one.
+
+    Cells that are not finite, and those above the cap, are hatched and counted in the caption. Levels are logarithmic
+    where the loss spans a decade or more.
+
+    Args:
+        record: the plane.
+        cap: losses above are masked; None masks what lies more than six decades above the lowest loss.
+
+    Returns:
+        A figure of one panel, in which equal lengths are equal distances in parameter space.
+
+    References:
+        Li et al., "Visualizing the loss landscape of neural nets" (2018).
+    """
+    z = record.losses.T
+    lost = ~np.isfinite(z)
+    top = cap if cap is not None else _automatic_cap(z)
+    capped = np.zeros_like(lost) if top is None else ~lost & (z > top)
+    masked = lost | capped
+    marks: list[Mark] = []
+    scale: Literal["linear", "log"] = "linear"
+    levels = np.linspace(0.0, 1.0, 3)
+    if not masked.all():
+        scale, levels = _levels(z[~masked])
+    marks.append(
+        Contour(
+            x=record.alphas,
+            y=record.betas,
+            z=np.where(masked, np.nan, z),
+            masked=masked,
+            levels=levels,
+            scale=scale,
+            label="loss" + (", log scale" if scale == "log" else ""),
+            masked_label=_masked_label(int(lost.sum()), int(capped.sum()), top),
+        )
+    )
+    marks += _trajectory(record, levels, scale)
+    aspect = _aspect(record)
+    return Figure(
+        name=f"plane-{record.name}",
+        title=_plane_title(record),
+        caption=_plane_caption(record, lost, capped, top, aspect),
+        limits=_plane_limits(record),
+        panels=(Panel(marks=tuple(marks), x=_plane_axis(record, 0), y=_plane_axis(record, 1), aspect=aspect),),
+        width=WIDTH,
+        height=_height(record, aspect),
+    )
+
+
+def _automatic_cap(z: Float[np.ndarray, "b a"]) -> float | None:
+    finite = z[np.isfinite(z)]
+    if finite.size == 0 or finite.min() <= 0 or finite.max() <= finite.min() * 10**CAP_DECADES:
+        return None
+    return float(finite.min() * 10**CAP_DECADES)
+
+
+def _levels(losses: Float[np.ndarray, " m"]) -> tuple[Literal["linear", "log"], Float[np.ndarray, " l"]]:
+    """Equally spaced levels, in the logarithm where all losses are positive and span a decade."""
+    low, high = float(losses.min()), float(losses.max())
+    if low > 0 and high >= 10 * low:
+        return "log", np.geomspace(low * (1 - EDGE), high * (1 + EDGE), 17)
+    if high <= low:
+        room = 0.5 * abs(low) or 0.5
+        low, high = low - room, high + room
+    room = EDGE * (high - low)
+    return "linear", np.linspace(low - room, high + room, 17)
+
+
+def _trajectory(record: Plane, levels: Float[np.ndarray, " l"], scale: Literal["linear", "log"]) -> list[Mark]:
+    if record.path is None or len(record.path) == 0:
+        return [_centre()]
+    points = len(record.path)
+    values = record.path_losses if record.path_losses is not None else np.full(points, np.nan)
+    steps = [f"step {s}" for s in record.path_steps] if record.path_steps is not None else [""] * points
+    off = record.path_distances if record.path_distances is not None else np.full(points, np.nan)
+    return [
+        Path(
+            x=record.path[:, 0].copy(),
+            y=record.path[:, 1].copy(),
+            values=values,
+            levels=levels,
+            scale=scale,
+            label="checkpoints, coloured by their own loss",
+            hover=tuple(
+                f"{step}<br>loss at the checkpoint {number(value)}<br>distance from the plane {number(d, digits=3)}"
+                for step, value, d in zip(steps, values, off, strict=True)
+            ),
+        )
+    ]
+
+
+def _centre() -> Scatter:
+    return Scatter(
+        x=np.zeros(1), y=np.zeros(1), hollow=np.array([False]), color="halo", size=4.0, hover=("surveyed parameters",)
+    )
+
+
+def _height(record: Plane, aspect: float | None) -> int:
+    """Height at which the panel fills the figure: beside it lie about 160 pixels of labels, above and below 90."""
+    if aspect is None:
+        return 460
+    tall = aspect * float(np.ptp(record.betas)) / float(np.ptp(record.alphas))
+    return int(min(max((WIDTH - 160) * tall + 90, 240), 640))
+
+
+def _aspect(record: Plane) -> float | None:
+    """‖d₂‖/‖d₁‖, so that equal lengths are equal distances; None for a plane too elongated to be read that way."""
+    first, second = record.direction_norms
+    if not (first > 0 and second > 0 and np.isfinite(first) and np.isfinite(second)):
+        return None
+    wide, tall = first * np.ptp(record.alphas), second * np.ptp(record.betas)
+    return float(second / first) if wide > 0 and tall > 0 and 1 / ELONGATED < wide / tall < ELONGATED else None
+
+
+def _plane_axis(record: Plane, which: Literal[0, 1]) -> Axis:
+    letter, index = ("α", "₁") if which == 0 else ("β", "₂")
+    share = "" if record.explained is None else f"; {100 * record.explained[which]:.1f} % of the variance"
+    norm = number(record.direction_norms[which], digits=3)
+    positions = record.alphas if which == 0 else record.betas
+    return Axis(label=f"{letter} (units of ‖d{index}‖ = {norm}{share})", limits=ends_of(positions))
+
+
+def _masked_label(lost: int, capped: int, cap: float | None) -> str:
+    parts = [f"{lost} cells not finite"] if lost else []
+    parts += [f"{capped} cells above {number(cap, digits=2)}"] if capped and cap is not None else []
+    return ", ".join(parts)
+
+
+def _plane_title(record: Plane) -> str:
+    if record.name == "trajectory":
+        return "Loss over the plane of the trajectory"
+    return f"Loss over a plane of {record.name} directions"
+
+
+def _plane_caption(
+    record: Plane,
+    lost: Bool[np.ndarray, "b a"],
+    capped: Bool[np.ndarray, "b a"],
+    cap: float | None,
+    aspect: float | None,
+) -> str:
+    finite = record.losses[np.isfinite(record.losses)]
+    span = (
+        f"Losses from {number(float(finite.min()))} to {number(float(finite.max()))}"
+        if finite.size
+        else "No loss is finite"
+    )
+    rows, columns = len(record.alphas), len(record.betas)
+    text = [f"{span} on {rows} × {columns} points; cosine between the axes {number(record.cosine, digits=2)}."]
+    errors = record.stderrs[np.isfinite(record.stderrs)]
+    if errors.size:
+        text.append(
+            f"Standard error of a difference from the centre, from the data: median {number(float(np.median(errors)), digits=2)}, "
+            f"largest {number(float(errors.max()), digits=2)}."
+        )
+    else:
+        text.append("The error from the data is not known (a single chunk).")
+    if record.path is None or len(record.path) == 0:
+        text.append("White dot: the surveyed parameters.")
+    hidden = _masked_label(int(lost.sum()), int(capped.sum()), cap)
+    if hidden:
+        text.append(f"Hatched: {hidden}.")
+    if record.path_distances is not None and len(record.path_distances):
+        far = float(np.max(record.path_distances))
+        text.append(
+            f"The checkpoints lie up to {number(far, digits=3)} off the plane; where a marker's colour differs from "
+            "its surroundings, the plane does not show the loss that the training saw."
+        )
+    text.append(
+        "Equal lengths are equal distances in parameter space." if aspect else "The axes are drawn to different scales."
+    )
+    return " ".join(text)
+
+
+def _plane_limits(record: Plane) -> str:
+    if record.name != "trajectory":
+        return f"{HIDDEN_DIMENSIONS} Random directions mostly see the average curvature, not the sharpest."
+    return (
+        f"{HIDDEN_DIMENSIONS} The axes were fitted to this trajectory: that it looks smooth and flat here holds for "
+        "random walks too (Antognini & Sohl-Dickstein, 2018)."
+    )

@@ -1,0 +1,105 @@
+"""Spectral density on a logarithmic axis, with the extreme eigenvalues where they were computed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from theodolite.records import Density, Spectrum
+from theodolite.reports.figures.description import Axis, Band, Figure, Line, Mark, Panel, Rule, Ticks
+from theodolite.reports.numbers import number
+
+OPERATORS = {"hessian": "Hessian", "ggn": "GGN", "fisher": "Fisher"}
+
+
+def density(record: Density, spectrum: Spectrum | None = None) -> Figure:
+    """Share of the eigenvalues at each height of curvature, its error over probes, and the extreme eigenvalues.
+
+    Args:
+        record: nodes and weights of stochastic Lanczos quadrature.
+        spectrum: eigenvalues of the same operator at the same point, drawn as ticks, hollow where not converged.
+
+    Returns:
+        A figure of one panel.
+
+    References:
+        Ghorbani, Krishnan & Xiao, "An investigation into neural net optimization via Hessian eigenvalue density"
+        (2019).
+    """
+    grid = record.grid()
+    mean, stderr = record.evaluate(grid)
+    # A kernel of this grid: its four widths beyond the last node are all the room that `grid` leaves.
+    single = 1 / (record.size * (grid[-1] - np.nanmax(record.nodes)) / 4 * np.sqrt(2 * np.pi))
+    floor = max(0.2 * single, float(mean.max()) * 1e-9)
+    marks: list[Mark] = []
+    if np.isfinite(stderr).any():
+        low, high = np.maximum(mean - stderr, floor), np.maximum(mean + stderr, floor)
+        marks.append(Band(x=grid, low=low, high=high, color="curvature", alpha=0.25, label="± 1 s.e. over probes"))
+    shown = np.where(mean > floor, mean, np.nan)
+    marks += [
+        Line(x=grid, y=shown, color="curvature", width=1.5, label="density"),
+        Rule(at=0.0, direction="vertical", color="faint", width=0.8),
+        Rule(at=float(single), direction="horizontal", color="muted", width=0.8, label="one eigenvalue"),
+    ]
+    ends = [float(grid[0]), float(grid[-1])]
+    if spectrum is not None and spectrum.eigenvalues.size:
+        marks.append(_eigenvalues(spectrum))
+        finite = spectrum.eigenvalues[np.isfinite(spectrum.eigenvalues)]
+        ends = [min(ends[0], *finite.tolist(), ends[1]), max(ends[1], *finite.tolist(), ends[0])]
+    room = 0.02 * (ends[1] - ends[0])
+    return Figure(
+        name=f"density-{record.operator}",
+        title=f"Spectral density of the {OPERATORS.get(record.operator, record.operator)}",
+        caption=_caption(record, spectrum),
+        limits=(
+            "The curve is smoothed by a Gaussian of half a percent of the range: the width of a narrow peak, as of the "
+            "bulk at zero, is that of the kernel. What lies below the height of one eigenvalue is an average over "
+            "probes, not a count. The band is the error of the probes, not that of the data."
+        ),
+        panels=(
+            Panel(
+                marks=tuple(marks),
+                x=Axis(label="eigenvalue λ (loss per unit²)", limits=(ends[0] - room, ends[1] + room)),
+                y=Axis(
+                    label="density (1 / λ)",
+                    limits=(floor, 3 * float(np.nanmax(mean + np.nan_to_num(stderr)))),
+                    scale="log",
+                ),
+            ),
+        ),
+        height=360,
+    )
+
+
+def _eigenvalues(spectrum: Spectrum) -> Ticks:
+    finite = np.isfinite(spectrum.eigenvalues)
+    return Ticks(
+        x=spectrum.eigenvalues[finite],
+        hollow=~spectrum.converged[finite],
+        color="bound",
+        label="eigenvalues (Lanczos)",
+        hover=tuple(
+            f"λ = {number(value, error)}<br>residual {number(residual, digits=2)}, "
+            f"{'converged' if good else 'NOT CONVERGED'}"
+            for value, error, residual, good in zip(
+                spectrum.eigenvalues[finite],
+                spectrum.data_stderr[finite],
+                spectrum.residuals[finite],
+                spectrum.converged[finite],
+                strict=True,
+            )
+        ),
+    )
+
+
+def _caption(record: Density, spectrum: Spectrum | None) -> str:
+    trace, negative = record.trace, record.negative_mass
+    text = (
+        f"{record.probes} probes of {record.lanczos_steps} Lanczos steps on n = {record.size:,} parameters: trace "
+        f"{number(trace.value, trace.stderr)}, {number(100 * negative.value, 100 * negative.stderr)} % of the "
+        "eigenvalues below zero."
+    )
+    if spectrum is None:
+        return text
+    open_ = int((~spectrum.converged).sum())
+    state = f"{open_} of {spectrum.converged.size} are not converged" if open_ else "all converged"
+    return f"{text} Ticks: the extreme eigenvalues from Lanczos, {state}."
