@@ -40,7 +40,7 @@ class Estimate:
         value, stderr = self.value, self.stderr
         if math.isnan(stderr):
             return f"{value:.4g} ± ?"
-        if not math.isfinite(value) or not math.isfinite(stderr) or stderr == 0:
+        if not math.isfinite(value) or not math.isfinite(stderr) or stderr <= 0:
             return f"{value:.4g} ± {stderr:.2g}"
         largest = max(abs(value), stderr)
         if not 1e-3 <= largest < 1e5:

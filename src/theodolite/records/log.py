@@ -7,7 +7,7 @@ import threading
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Self, final
+from typing import final
 
 from theodolite.errors import LogError
 from theodolite.records.arrays import UNFINISHED, write_arrays
@@ -110,7 +110,7 @@ class Log:
                 self._file.close()
                 self._lock.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Log:
         return self
 
     def __exit__(

@@ -6,13 +6,17 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
 
 from theodolite.records.cost import Cost
 from theodolite.records.fields import conform, thawed
 from theodolite.records.html import record_table
 
 KINDS: dict[str, type[Record]] = {}
+
+R = TypeVar("R", bound="Record")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -62,12 +66,13 @@ class Record(ABC):
     def summary(self) -> tuple[str, ...]:
         """What was measured, then what was found, then whether it converged, each in a few words."""
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self: R, **changes: Any) -> R:
         """A copy with some fields changed, checked like a new record."""
         return dataclasses.replace(self, **changes)
 
     def __repr__(self) -> str:
-        subject, *readings = self.summary()
+        with np.errstate(all="ignore"):  # NaN and infinity are readings; looking at them warns of nothing
+            subject, *readings = self.summary()
         if self.step is not None:
             subject = f"{subject}, step {self.step:,}" if subject else f"step {self.step:,}"
         parts = [*readings, *([str(self.cost)] if self.cost != Cost() else [])]
@@ -75,7 +80,8 @@ class Record(ABC):
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        return record_table(self)
+        with np.errstate(all="ignore"):
+            return record_table(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {each.name: thawed(getattr(self, each.name)) for each in dataclasses.fields(self)}

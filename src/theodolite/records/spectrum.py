@@ -117,7 +117,7 @@ class Spectrum(Record):
         subject = f"{self.operator}, n={self.size:,}"
         if not self.eigenvalues.size:
             return subject, "no eigenvalues"
-        index = self._end("smallest" if self.which == "smallest" else "largest")
+        index = -1 if self.which == "smallest" else 0
         name = f"λ{'ₙ' if self.which == 'smallest' else subscript(1)}"
         reading = (
             f"{name} = {with_error(float(self.eigenvalues[index]), float(self.data_stderr[index]), source='data')}"
