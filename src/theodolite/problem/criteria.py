@@ -19,8 +19,7 @@ from theodolite.problem.data import map_tensors, samples_of
 class OutputLoss(ABC):
     """A criterion as total(outputs, targets) / weight(outputs, targets), both sums over the samples of a batch.
 
-    Subclasses give the share of each sample in the total; those with a closed form also give the product with the
-    Hessian of the total in the outputs.
+    Subclasses give the share of each sample in the total; those with a closed form also give the curvature in the outputs.
     """
 
     @abstractmethod
@@ -32,21 +31,28 @@ class OutputLoss(ABC):
         return self.shares(outputs, targets).sum()
 
     def weight(self, outputs: Any, targets: Any) -> float:
-        """What the total is divided by: samples, valid tokens, summed class weights, or 1 for a criterion that sums."""
+        """What the total is divided by: samples, valid tokens or summed class weights."""
         return float(samples_of(targets))
+
+    def averages(self) -> bool:
+        """Whether totals are divided by weights; False for a criterion that sums."""
+        return True
 
     def evaluate(self, outputs: Any, targets: Any) -> tuple[Float[Tensor, ""], float]:
         """Total and weight."""
         return self.total(outputs, targets), self.weight(outputs, targets)
 
-    def hessian_product(self, outputs: Tensor, targets: Any, vector: Tensor) -> Tensor:
-        """Hessian of the total in the outputs, times ``vector`` of the shape of ``outputs``."""
+    def curvature(self, outputs: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        """The Hessian of the total in the outputs, as a product with one tensor of their shape."""
         point = outputs.detach().requires_grad_()
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.total(point, targets), point, create_graph=True)
-            if not gradient.requires_grad:
-                return torch.zeros_like(outputs)
-            (product,) = torch.autograd.grad(gradient, point, vector, materialize_grads=True)
+        if not gradient.requires_grad:
+            return torch.zeros_like
+
+        def product(vector: Tensor) -> Tensor:
+            return torch.autograd.grad(gradient, point, vector, retain_graph=True, materialize_grads=True)[0]
+
         return product
 
 
@@ -92,8 +98,11 @@ class CrossEntropy(OutputLoss):
     label_smoothing: float = 0.0
     mean: bool = True
 
+    def averages(self) -> bool:
+        return self.mean
+
     def shares(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
-        logits = _logits(outputs)
+        logits = tensor_of(outputs)
         values = F.cross_entropy(
             logits,
             self._targets(logits, targets),
@@ -105,23 +114,20 @@ class CrossEntropy(OutputLoss):
         return _per_sample(values)
 
     def weight(self, outputs: Tensor, targets: Tensor) -> float:
-        if not self.mean:
-            return 1.0
         if targets.is_floating_point():
-            return float(targets.numel() // _logits(outputs).shape[1])
+            return float(targets.numel() // tensor_of(outputs).shape[1])
         valid = targets[targets != self.ignore_index]
         if self.class_weight is None:
             return float(valid.numel())
         return float(self.class_weight.to(valid.device, torch.float64)[valid].sum())
 
-    def hessian_product(self, outputs: Tensor, targets: Tensor, vector: Tensor) -> Tensor:
+    def curvature(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
         """Closed form s·(p ∘ u − p (pᵀu)), where s is the summed weight of the target of each position."""
-        logits = _logits(outputs)
+        logits = tensor_of(outputs).detach()
         p = logits.softmax(dim=1)
-        product = p * vector
-        product = product - p * product.sum(dim=1, keepdim=True)
         scale = self._position_weights(logits, targets)
-        return product if scale is None else product * scale.unsqueeze(1)
+        scaled = p if scale is None else p * scale.unsqueeze(1)
+        return lambda vector: scaled * (vector - (p * vector).sum(dim=1, keepdim=True))
 
     def _targets(self, logits: Tensor, targets: Tensor) -> Tensor:
         return targets.to(logits.dtype) if targets.is_floating_point() else targets
@@ -150,8 +156,11 @@ class BinaryCrossEntropy(OutputLoss):
     positive_weight: Tensor | None = None
     mean: bool = True
 
+    def averages(self) -> bool:
+        return self.mean
+
     def shares(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
-        logits = _same_shape(_logits(outputs), targets)
+        logits = _same_shape(tensor_of(outputs), targets)
         values = F.binary_cross_entropy_with_logits(
             logits,
             targets.to(logits.dtype),
@@ -162,19 +171,18 @@ class BinaryCrossEntropy(OutputLoss):
         return _per_sample(values)
 
     def weight(self, outputs: Tensor, targets: Tensor) -> float:
-        return float(targets.numel()) if self.mean else 1.0
+        return float(targets.numel())
 
-    def hessian_product(self, outputs: Tensor, targets: Tensor, vector: Tensor) -> Tensor:
+    def curvature(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
         """Closed form w·(1 + (p₊ − 1)·y)·σ(1 − σ) ∘ u."""
-        logits = _logits(outputs)
-        y = targets.to(logits.dtype)
-        curvature = torch.sigmoid(logits) * torch.sigmoid(-logits)
+        logits = tensor_of(outputs).detach()
+        diagonal = torch.sigmoid(logits) * torch.sigmoid(-logits)
         positive, element = _like(self.positive_weight, logits), _like(self.element_weight, logits)
         if positive is not None:
-            curvature = curvature * (1 + (positive - 1) * y)
+            diagonal = diagonal * (1 + (positive - 1) * targets.to(logits.dtype))
         if element is not None:
-            curvature = curvature * element
-        return curvature * vector
+            diagonal = diagonal * element
+        return lambda vector: diagonal * vector
 
 
 @dataclass(frozen=True)
@@ -183,16 +191,19 @@ class SquaredError(OutputLoss):
 
     mean: bool = True
 
+    def averages(self) -> bool:
+        return self.mean
+
     def shares(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
-        values = _same_shape(_logits(outputs), targets)
+        values = _same_shape(tensor_of(outputs), targets)
         return _per_sample((values - targets.to(values.dtype)).square())
 
     def weight(self, outputs: Tensor, targets: Tensor) -> float:
-        return float(targets.numel()) if self.mean else 1.0
+        return float(targets.numel())
 
-    def hessian_product(self, outputs: Tensor, targets: Tensor, vector: Tensor) -> Tensor:
+    def curvature(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
         """Closed form 2u."""
-        return 2 * vector
+        return lambda vector: 2 * vector
 
 
 @dataclass(frozen=True)
@@ -221,14 +232,11 @@ class Generic(OutputLoss):
         value = self.criterion(outputs, targets)
         if isinstance(value, tuple):
             return one_number(value[0], "the criterion"), float(value[1])
-        if self._sums:
-            return one_number(value, "the criterion"), 1.0
         samples = samples_of(targets)
-        return one_number(value, "the criterion") * samples, float(samples)
+        return one_number(value, "the criterion") * (samples if self.averages() else 1), float(samples)
 
-    @property
-    def _sums(self) -> bool:
-        return getattr(self.criterion, "reduction", "mean") == "sum"
+    def averages(self) -> bool:
+        return getattr(self.criterion, "reduction", "mean") != "sum"
 
 
 def one_number(value: Any, who: str) -> Float[Tensor, ""]:
@@ -247,7 +255,7 @@ def one_number(value: Any, who: str) -> Float[Tensor, ""]:
     return value.reshape(())
 
 
-def _logits(outputs: Any) -> Tensor:
+def tensor_of(outputs: Any) -> Tensor:
     """The tensor in a model's output: itself, or the ``logits`` of a structured output."""
     found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
     if not isinstance(found, Tensor):

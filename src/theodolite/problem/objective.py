@@ -33,6 +33,10 @@ class Objective(ABC):
     def samples(self, batch: Any) -> int:
         """Number of samples in the batch."""
 
+    def averages(self) -> bool:
+        """Whether totals are divided by weights; False for a criterion that sums."""
+        return True
+
     @abstractmethod
     def halves(self, model: nn.Module, batch: Any) -> tuple[Evaluation, Evaluation]:
         """Both halves of the batch evaluated apart, to see whether totals add up."""
@@ -43,6 +47,9 @@ class CriterionObjective(Objective):
     """criterion(model(inputs), targets)."""
 
     loss: OutputLoss
+
+    def averages(self) -> bool:
+        return self.loss.averages()
 
     def outputs(self, model: nn.Module, batch: Any) -> Any:
         """model(inputs): a mapping is passed by keyword, a tuple or list by position."""
@@ -109,14 +116,14 @@ def pair(batch: Any) -> tuple[Any, Any]:
     )
 
 
-def output_loss(objective: Objective) -> OutputLoss:
-    """The criterion on the outputs, which GGN and Fisher need.
+def with_outputs(objective: Objective) -> CriterionObjective:
+    """The objective as a criterion on outputs, which GGN and Fisher need.
 
     Raises:
         OperatorError: the objective is a loss function of model and batch, whose outputs are not known.
     """
     if isinstance(objective, CriterionObjective):
-        return objective.loss
+        return objective
     raise OperatorError(
         "A GGN needs the model's outputs and a criterion on them, found a problem made by Problem.from_loss. "
         "Use Problem(model, criterion, batches)."

@@ -173,6 +173,7 @@ class Problem:
         self.engine: Engine = engine
         self.seed = seed
         self._memory = memory
+        self.certificates: dict[tuple[str, ...], object] = {}
         self._checked = False
         self._point: Point | None = None
         self._samples: int | None = None
@@ -296,15 +297,20 @@ class Problem:
         here = self.point()
         return Point(leaves, here.constants, here.buffers, here.version)
 
+    def ensure_checked(self) -> None:
+        """Check the data and the loss if that has not been done.
+
+        Raises:
+            NotDeterministicError: the data or the loss change between passes.
+            ProblemError: the loss is no number, or does not add up over samples.
+        """
+        if not self._checked:
+            check(self)
+            self._checked = True
+
     def chunks(self) -> Iterator[Chunk]:
         """Walk the data once; the first walk also checks it."""
-        if not self._checked:
-            self._checked = True
-            try:
-                check(self)
-            except BaseException:
-                self._checked = False
-                raise
+        self.ensure_checked()
         index = 0
         for batch in self.batches:
             for piece in [batch] if self.microbatch is None else split(batch, self.microbatch):
@@ -380,7 +386,7 @@ class Problem:
                 raise non_finite_loss(float(total))
             gradient += part
             weights.append(weight)
-        return gradient / self.total_weight(torch.tensor(weights))
+        return gradient / self.total_weight(torch.tensor(weights, dtype=torch.float64))
 
     def chunk_gradients(
         self, point: Point | None = None
@@ -403,7 +409,7 @@ class Problem:
         Raises:
             DataError: nothing in the data counts.
         """
-        if isinstance(self.objective, CriterionObjective) and not getattr(self.objective.loss, "mean", True):
+        if not self.objective.averages():
             return 1.0
         weight = float(weights.sum())
         if weight <= 0:

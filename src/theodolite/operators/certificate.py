@@ -1,0 +1,232 @@
+"""The certificate of a problem's Hessian: symmetric, and equal to finite differences of the gradient."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from theodolite.errors import DerivativeError, TheodoliteError
+from theodolite.operators.graphs import GradientGraph, Tensors
+from theodolite.operators.memory import counting_saved_bytes
+from theodolite.problem import Chunk, Point, Problem
+from theodolite.problem.data import move, split
+from theodolite.problem.problem import gradients, non_finite_loss
+
+PIECE = 16
+# Steps relative to 1 + ‖θ‖. A kink of ReLU or max-pooling is crossed inside a step with a probability proportional to
+# it, and then spoils the difference at that step only; a wrong derivative disagrees at every step.
+STEPS = {torch.float64: (1e-6, 1e-7, 1e-8), torch.float32: (1e-2, 1e-3, 1e-4)}
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 5e-2}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was checked before the first product of a problem, on up to 16 samples.
+
+    Args:
+        symmetry: |uᵀHv − vᵀHu| / (‖Hu‖ + ‖Hv‖) for random unit u and v, in the problem's dtype.
+        difference: relative distance of Hv from central differences of the gradient, in ``dtype``, at the best step.
+        dtype: in which the difference was taken; float64 unless the model cannot run in it.
+        bytes_per_sample: what the retained graph takes.
+        seconds: what a product took on those samples.
+        samples: how many there were.
+    """
+
+    symmetry: float
+    difference: float
+    dtype: str
+    bytes_per_sample: float
+    seconds: float
+    samples: int
+
+    def __str__(self) -> str:
+        return (
+            f"Hessian certified on {self.samples} samples: symmetric to {self.symmetry:.0e}, equal to finite differences of "
+            f"the gradient to {self.difference:.0e} ({self.dtype})"
+        )
+
+
+def certify(problem: Problem) -> Certificate:
+    """Check the Hessian product of ``problem`` on its first samples.
+
+    Cost: about ten gradients of at most 16 samples.
+
+    Raises:
+        DerivativeError: the product is not symmetric, or is not the derivative of the gradient, as with custom autograd
+            functions that hide a tensor from autograd.
+    """
+    piece = first_piece(problem)
+    symmetry, nbytes, seconds = _symmetry(problem, piece)
+    limit = 1e-3 if problem.dtype == torch.float64 else 1e-1
+    if symmetry > limit:
+        raise DerivativeError(
+            f"Expected a symmetric Hessian, found |uᵀHv − vᵀHu| at {symmetry:.1e} of its size. A second derivative in the "
+            f"graph is wrong{_suspects(problem, piece)}. Use engine='difference', or the plain torch version of that layer."
+        )
+    difference, dtype = _difference(problem)
+    samples = piece.samples
+    name = str(dtype).removeprefix("torch.")
+    return Certificate(symmetry, difference, name, nbytes / samples, seconds, samples)
+
+
+def first_piece(problem: Problem) -> Chunk:
+    """The first samples of the data, enough to check derivatives and measure memory, few enough to cost little."""
+    batch = split(next(iter(problem.batches)), PIECE)[0]
+    return Chunk(0, move(batch, device=problem.device, dtype=problem.cast), problem.objective.samples(batch))
+
+
+def _symmetry(problem: Problem, piece: Chunk) -> tuple[float, int, float]:
+    """Asymmetry, bytes that the graph saves, and seconds of one product."""
+    point = problem.point()
+    u, v = (_direction(problem, point.leaves, seed=seed) for seed in (1, 2))
+
+    def products(model: nn.Module) -> tuple[float, int, float]:
+        with counting_saved_bytes(point.leaves) as saved:
+            graph = _graph(problem, model, piece, point)
+        start = clock(problem)
+        Hu = graph.vector(u)
+        seconds = clock(problem) - start
+        Hv = graph.vector(v)
+        size = float(_norm(Hu) + _norm(Hv))
+        gap = abs(float(_dot(u, Hv) - _dot(v, Hu)))
+        return (gap / size if size > 0 else 0.0), saved.total, seconds
+
+    return problem.call(products, point)
+
+
+def _difference(problem: Problem) -> tuple[float, torch.dtype]:
+    """Smallest relative distance over the steps between Hv and the central difference of the gradient."""
+    try:
+        return _difference_in(problem.replace(dtype=torch.float64)), torch.float64
+    except TheodoliteError:
+        raise
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        if problem.dtype == torch.float64 or is_missing_derivative(error):
+            raise
+        # A kernel without float64: check in the model's own precision, more coarsely.
+        return _difference_in(problem), problem.dtype
+
+
+def _difference_in(problem: Problem) -> float:
+    piece, point = first_piece(problem), problem.point()
+    v = _direction(problem, point.leaves, seed=3)
+    kind = torch.float64 if problem.dtype == torch.float64 else torch.float32
+
+    def product(model: nn.Module) -> tuple[Tensors, float]:
+        gradient = _gradient(problem, model, piece, point, create_graph=True)
+        return GradientGraph(gradient, point.leaves, 1.0).vector(v), float(_norm(gradient))
+
+    exact, slope = problem.call(product, point)
+    scale = 1.0 + float(_norm(point.leaves))
+    floor = 1e-7 * slope / scale if kind == torch.float64 else 1e-3 * slope / scale
+    errors = []
+    for step in STEPS[kind]:
+        estimate = tuple(_central(problem, piece, point, v, step * scale))
+        distance = float(_norm(tuple(a - b for a, b in zip(exact, estimate, strict=True))))
+        errors.append(distance / max(float(_norm(exact)), float(_norm(estimate)), floor, 1e-300))
+    best = min(errors)
+    if not best <= TOLERANCE[kind]:
+        raise DerivativeError(
+            f"Expected the Hessian product to equal finite differences of the gradient, found them {best:.0%} apart at every "
+            f"step tried{_suspects(problem, piece)}. A custom autograd function probably hides a tensor from double backward. "
+            "Use engine='difference', or the plain torch version of that layer."
+        )
+    return best
+
+
+def _central(problem: Problem, piece: Chunk, point: Point, v: Tensors, step: float) -> Iterator[Tensor]:
+    """(∇L(θ + hv) − ∇L(θ − hv)) / 2h."""
+
+    def at(sign: float) -> Tensors:
+        moved = tuple(
+            (leaf.detach() + sign * step * part).requires_grad_() for leaf, part in zip(point.leaves, v, strict=True)
+        )
+        there = problem.displaced(moved)
+        return problem.call(lambda model: _gradient(problem, model, piece, there), there)
+
+    for ahead, behind in zip(at(1.0), at(-1.0), strict=True):
+        yield (ahead - behind) / (2 * step)
+
+
+def _graph(problem: Problem, model: nn.Module, piece: Chunk, point: Point) -> GradientGraph:
+    return GradientGraph(_gradient(problem, model, piece, point, create_graph=True), point.leaves, 1.0)
+
+
+def _gradient(problem: Problem, model: nn.Module, piece: Chunk, point: Point, *, create_graph: bool = False) -> Tensors:
+    """Gradient of the mean over the piece, so that scales do not depend on how many samples it has."""
+    total, weight = problem.objective.evaluate(model, piece.batch)
+    if not torch.isfinite(total):
+        raise non_finite_loss(float(total), where="the first batch")
+    return gradients(total / max(weight, 1e-12), point.leaves, create_graph=create_graph)
+
+
+def _direction(problem: Problem, leaves: Tensors, *, seed: int) -> Tensors:
+    """A random unit vector, the same on every device."""
+    generator = torch.Generator().manual_seed(problem.seed + seed)
+    v = tuple(torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf) for leaf in leaves)
+    norm = _norm(v)
+    return tuple(part / norm for part in v)
+
+
+def _suspects(problem: Problem, piece: Chunk) -> str:
+    """Names of Python autograd functions in the graph, the usual culprits."""
+    point = problem.point()
+
+    def names(model: nn.Module) -> list[str]:
+        total, _ = problem.objective.evaluate(model, piece.batch)
+        found, stack, seen = set(), [total.grad_fn], set()
+        while stack:
+            node = stack.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            if hasattr(type(node), "_forward_cls"):
+                found.add(type(node).__name__.removesuffix("Backward"))
+            stack += [parent for parent, _ in node.next_functions]
+        return sorted(found)
+
+    found = problem.call(names, point)
+    return f" (custom functions in the graph: {', '.join(found)})" if found else ""
+
+
+def missing_derivative(error: BaseException) -> DerivativeError:
+    """The error for an operation whose backward cannot be differentiated."""
+    return DerivativeError(
+        f"Expected every operation of the model to be twice differentiable, found one that is not: {error}. "
+        "Use engine='difference' (central differences of the gradient, which also see kinks), or replace that layer "
+        "(nn.EmbeddingBag by nn.Embedding and a mean, a fused kernel by plain torch operations)."
+    )
+
+
+def is_missing_derivative(error: BaseException) -> bool:
+    """Whether torch refused because some operation has no second derivative."""
+    message = str(error)
+    marks = (
+        "derivative for",
+        "once_differentiable",
+        "double backward",
+        "does not require grad and does not have a grad_fn",
+    )
+    return any(mark in message for mark in marks) or isinstance(error, NotImplementedError)
+
+
+def _norm(parts: Tensors) -> Tensor:
+    return torch.sqrt(_dot(parts, parts))
+
+
+def _dot(a: Tensors, b: Tensors) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64, device=a[0].device)
+    for x, y in zip(a, b, strict=True):
+        total += (x.detach().double() * y.detach().double()).sum()
+    return total
+
+
+def clock(problem: Problem) -> float:
+    """Wall-clock time after the device has finished."""
+    if problem.device.type == "cuda":
+        torch.cuda.synchronize(problem.device)
+    return time.perf_counter()

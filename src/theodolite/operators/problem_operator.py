@@ -1,0 +1,244 @@
+"""The base of operators made from a problem: chunks, retained graphs, engines, blocks of vectors."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from theodolite.errors import CostWarning, DerivativeError, NonFiniteError
+from theodolite.linalg import LinearOperator
+from theodolite.operators.certificate import (
+    Certificate,
+    certify,
+    clock,
+    first_piece,
+    is_missing_derivative,
+    missing_derivative,
+)
+from theodolite.operators.graphs import Graph
+from theodolite.operators.memory import counting_saved_bytes
+from theodolite.problem import Chunk, Point, Problem
+from theodolite.problem.parameters import Selection
+from theodolite.records import Cost
+
+# A wider block saves no more time on any device seen, and its memory grows with it.
+WIDEST = 32
+TRIAL = 4
+
+Whole = TypeVar("Whole", bound="ProblemOperator")
+
+
+class ProblemOperator(LinearOperator):
+    """A symmetric n×n operator that is a sum over the chunks of a problem's data.
+
+    Graphs of chunks are kept between products while they fit the problem's memory cap and rebuilt beyond it. Blocks of
+    vectors go through one vectorised backward pass or a loop, whichever a timed trial on the first block finds faster.
+    The operator follows the model: when an optimiser or ``load_state_dict`` writes to the parameters, the next product is
+    taken there. Products run undisturbed, under math attention, without cuDNN's recurrent kernels, autocast and TF32.
+
+    Args:
+        problem: what to differentiate.
+
+    Attributes:
+        products: products with one vector so far.
+        gradients: graphs built so far, in forward and backward passes over the whole data.
+        seconds: time spent so far.
+        notes: choices and fallbacks, in words.
+    """
+
+    name = "operator"
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(shape=(problem.n, problem.n), dtype=problem.dtype, device=problem.device, symmetric=True)
+        self.problem = problem
+        self.products = 0
+        self.gradients = 0.0
+        self.seconds = 0.0
+        self.notes: list[str] = []
+        self._route = {"retained": "loop", "fresh": "loop", "vmap": "vmap"}.get(problem.engine, "trial")
+        self._kept: list[tuple[Graph, Chunk, dict[str, Tensor]]] = []
+        self._complete = False
+        self._factor = 0.0
+        self._version: tuple[int, ...] | None = None
+        self._graph_bytes: float | None = None
+
+    @abstractmethod
+    def _graph(self, model: nn.Module, chunk: Chunk, point: Point) -> Graph:
+        """The differentiated graph of one chunk."""
+
+    def _scale(self, weights: Float[Tensor, " c"], samples: int) -> float:
+        """What the summed products are multiplied by."""
+        return 1.0 / self.problem.total_weight(weights)
+
+    def block(self: Whole, pattern: Selection) -> Whole:
+        """The diagonal block of the parameters that match a glob, several, or a predicate; cheaper than the whole.
+
+        Raises:
+            ParameterError: no parameter of the problem matches.
+        """
+        return type(self)(self.problem.select(pattern))
+
+    @property
+    def engine(self) -> str:
+        """How products are computed, in words."""
+        graphs = "retained graphs" if self._complete and self._kept else "graphs rebuilt at each product"
+        return f"reverse-over-reverse on {graphs}, blocks by {self._route}"
+
+    @property
+    def cost(self) -> Cost:
+        """What the operator has cost so far."""
+        return Cost(products=float(self.products), gradients=self.gradients, seconds=self.seconds)
+
+    def _matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        start = clock(self.problem)
+        rows = V.T.contiguous()
+        with self.problem.session():
+            self._prepare()
+            result = self._sum_over_chunks(rows) * self._factor
+        self.products += rows.shape[0]
+        self.seconds += clock(self.problem) - start
+        if not bool(torch.isfinite(result).all()):
+            raise NonFiniteError(
+                f"Expected a finite product of {self.name} and vector, found {int((~torch.isfinite(result)).sum())} of "
+                f"{result.numel()} entries that are not, after {self.products} products. The loss overflows or has a singular "
+                "derivative (a square root or norm at 0). Use dtype=torch.float64, or leave those parameters out with params=."
+            )
+        return result.T
+
+    def _prepare(self) -> None:
+        """Forget graphs of older parameters; measure memory before the first graph."""
+        self.problem.ensure_checked()
+        version = self.problem.point().version
+        if version != self._version:
+            self._kept, self._complete, self._version = [], False, version
+        if self._graph_bytes is None:
+            self._graph_bytes = self._measure_bytes()
+
+    def _measure_bytes(self) -> float:
+        """Bytes a sample that a graph keeps alive, from a graph of a few samples."""
+        piece, point = first_piece(self.problem), self.problem.point()
+
+        def build(model: nn.Module) -> int:
+            with counting_saved_bytes(point.leaves) as saved:
+                self._graph(model, piece, point)
+            return saved.total
+
+        return self.problem.call(build, point) / piece.samples
+
+    def _sum_over_chunks(self, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
+        if self._complete:
+            return self._over_kept(rows)
+        point = self.problem.point()
+        total = torch.zeros_like(rows)
+        weights, samples, used = [], 0, 0.0
+        for chunk in self.problem.chunks():
+            if chunk.index < len(self._kept):
+                graph, _, buffers = self._kept[chunk.index]
+            else:
+                buffers = point.fresh_buffers()
+                graph = self._build(chunk, point, buffers)
+                used += self._bytes(chunk)
+                if self._may_keep(used) and chunk.index == len(self._kept):
+                    self._kept.append((graph, chunk, buffers))
+            total += self._apply(graph, chunk, buffers, rows)
+            weights.append(graph.weight)
+            samples += chunk.samples
+        self._complete = len(self._kept) == len(weights)
+        self._factor = self._scale(torch.tensor(weights, dtype=torch.float64), samples)
+        return total
+
+    def _over_kept(self, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
+        total = torch.zeros_like(rows)
+        for graph, chunk, buffers in self._kept:
+            total += self._apply(graph, chunk, buffers, rows)
+        return total
+
+    def _build(self, chunk: Chunk, point: Point, buffers: dict[str, Tensor]) -> Graph:
+        self.gradients += chunk.samples / self.problem.samples
+        return self.problem.call(
+            lambda model: self._graph(model, chunk, point), point, chunk=chunk.index, buffers=buffers
+        )
+
+    def _apply(
+        self, graph: Graph, chunk: Chunk, buffers: dict[str, Tensor], rows: Float[Tensor, "k n"]
+    ) -> Float[Tensor, "k n"]:
+        return self.problem.call(
+            lambda model: self._multiply(graph, chunk, rows), self.problem.point(), chunk=chunk.index, buffers=buffers
+        )
+
+    def _multiply(self, graph: Graph, chunk: Chunk, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
+        try:
+            if rows.shape[0] == 1 or self._route == "loop":
+                return graph.loop(rows, self.problem.layout)
+            width = self._width(chunk)
+            if self._route == "vmap":
+                return graph.block(rows, self.problem.layout, width=width)
+            return self._trial(graph, rows, width)
+        except RuntimeError as error:
+            if isinstance(error, DerivativeError) or not is_missing_derivative(error):
+                raise
+            raise missing_derivative(error) from error
+
+    def _trial(self, graph: Graph, rows: Float[Tensor, "k n"], width: int) -> Float[Tensor, "k n"]:
+        """Time both routes on the first few vectors, keep the faster one, and say so."""
+        layout, few = self.problem.layout, rows[:TRIAL]
+        start = clock(self.problem)
+        looped = graph.loop(few, layout)
+        middle = clock(self.problem)
+        try:
+            graph.block(few, layout, width=width)
+        except Exception as error:  # anything: vmap lacks rules for some operations, and the loop has none to lack
+            self._route = "loop"
+            self.notes.append(f"blocks by loop: vmap failed with {type(error).__name__}")
+        else:
+            loop_time, block_time = middle - start, clock(self.problem) - middle
+            self._route = "vmap" if block_time < loop_time else "loop"
+            self.notes.append(f"blocks by {self._route}: vmap took {block_time / loop_time:.2f} of the loop's time")
+        if rows.shape[0] == few.shape[0]:
+            return looped
+        rest = rows[TRIAL:]
+        later = graph.block(rest, layout, width=width) if self._route == "vmap" else graph.loop(rest, layout)
+        return torch.cat([looped, later])
+
+    def _bytes(self, chunk: Chunk) -> float:
+        """What the graph of a chunk takes."""
+        return (self._graph_bytes or 0.0) * chunk.samples
+
+    def _may_keep(self, used: float) -> bool:
+        if self.problem.engine == "fresh":
+            return False
+        fits = used <= self.problem.memory
+        if not fits and self.problem.engine in ("retained", "vmap"):
+            warnings.warn(
+                f"engine={self.problem.engine!r} keeps {used / 2**30:.2f} GiB of graphs, above the cap of "
+                f"{self.problem.memory / 2**30:.2f} GiB. Use engine='auto', or raise memory=.",
+                CostWarning,
+                stacklevel=2,
+            )
+            return True
+        return fits
+
+    def _width(self, chunk: Chunk) -> int:
+        """How many vectors one vectorised pass may carry: each takes about as much as the graph itself."""
+        each = max(self._bytes(chunk), 4.0 * self.problem.n)
+        return int(min(WIDEST, max(1.0, self.problem.memory / each)))
+
+
+def certificate_of(problem: Problem) -> Certificate:
+    """The certificate of a problem, made once for each selection of parameters."""
+    names = problem.layout.names
+    if names not in problem.certificates:
+        try:
+            problem.certificates[names] = certify(problem)
+        except (RuntimeError, NotImplementedError) as error:
+            if isinstance(error, DerivativeError) or not is_missing_derivative(error):
+                raise
+            raise missing_derivative(error) from error
+    found = problem.certificates[names]
+    assert isinstance(found, Certificate)
+    return found
