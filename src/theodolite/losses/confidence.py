@@ -333,17 +333,12 @@ def dco_sequence(
 
 
 def _pass_at_n(u: Tensor, samples: int) -> Tensor:
-    """−log(1 − (1 − p)^N) at p = e^{−u}: directly where p is large, by its series in p where e^{−u} would vanish."""
-    rare = u > 12.0
-    common = -log1mexp(-samples * log1mexp(torch.where(rare, 1.0, u.clamp(min=1e-12))))
-    p = torch.exp(-torch.where(rare, u, 12.0))  # below 6.2e-6, so p³ is below the precision of float64
-    misses = samples * p * (1 + p / 2 + p**2 / 3)  # −N log(1 − p)
-    tiny = misses < 1e-2
-    series = torch.where(tiny, misses, 0.0)
-    series = series / 2 - series**2 / 24 + series**4 / 2880
-    large = torch.where(tiny, 1.0, misses)
-    excess = torch.where(tiny, series, torch.log(large) - log1mexp(large))
-    return torch.where(rare, u - math.log(samples) - p / 2 - 5 * p**2 / 24 + excess, common)
+    """−log(1 − (1 − p)^N) at p = e^{−u}: directly, or by its series in p where e^{−u} may vanish."""
+    misses = -samples * log1mexp(u.clamp(min=1e-12))  # −N log(1 − p)
+    rare = misses < 1e-5  # then p < 1e-5 and p³ is below the precision of float64
+    common = -log1mexp(torch.where(rare, 1.0, misses))
+    p, expected = torch.exp(-u), torch.where(rare, misses, 0.0)
+    return torch.where(rare, u - math.log(samples) - p / 2 - 5 * p**2 / 24 + expected / 2 - expected**2 / 24, common)
 
 
 def _dco_slopes(u: Tensor, *, samples: int = 16) -> tuple[Tensor, Tensor]:
