@@ -42,13 +42,16 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
     Raises:
         OSError: the file is missing.
-        ValueError: it is not an npz file of plain arrays.
-        zipfile.BadZipFile: it is damaged.
+        ValueError: a member is not a plain array.
+        zipfile.BadZipFile: the file is damaged.
     """
-    with np.load(path, allow_pickle=False) as members:
-        arrays = {name: members[name] for name in members.files}
-    for array in arrays.values():
-        array.setflags(write=False)
+    arrays = {}
+    with open(path, "rb") as file, zipfile.ZipFile(file) as members:
+        for name in members.namelist():
+            with members.open(name) as member:
+                array = np.lib.format.read_array(member, allow_pickle=False)
+            array.setflags(write=False)
+            arrays[name.removesuffix(".npy")] = array
     return arrays
 
 
