@@ -13,6 +13,7 @@ from theodolite.linalg import vectors
 
 CHUNK_ROWS = 32
 CHUNK_COLUMNS = 1 << 16
+NOISE = 100.0  # in units of rounding: what is left of a vector below this has no direction of its own
 
 
 @final
@@ -53,6 +54,8 @@ class Basis:
             orthogonalization process.
         """
         total = w.new_zeros(self._rows)
+        if not self._rows:
+            return w, total
         for _ in range(2):
             coefficients = self.project(w)
             w = w - self._lift(coefficients)
@@ -60,10 +63,12 @@ class Basis:
         return w, total
 
     def project(self, w: Float[Tensor, " n"]) -> Float[Tensor, " j"]:
-        """Inner products with all rows."""
-        if not self._rows:
-            return w.new_zeros(0)
-        return torch.cat([vectors.project(chunk, w) for chunk in self._filled()])
+        """Inner products with all rows, of which there is at least one."""
+        return torch.cat([vectors.project(chunk, w[:, None])[:, 0] for chunk in self._filled()])
+
+    def rows(self) -> Float[Tensor, "j n"]:
+        """A copy of all rows."""
+        return torch.cat([self._like, *self._filled()])
 
     def combine(self, coefficients: Float[np.ndarray, "j p"]) -> Float[Tensor, "p n"]:
         """Linear combinations of the rows, one for each column of coefficients."""
@@ -108,3 +113,14 @@ class Basis:
             for first, chunk in enumerate(self._chunks)
             if first * CHUNK_ROWS < self._rows
         ]
+
+
+def orthonormal_rows(V: Float[Tensor, "j n"]) -> Float[Tensor, "r n"]:
+    """An orthonormal basis of the span of the rows of V, without those that depend on earlier ones."""
+    basis = Basis(V.shape[1], dtype=V.dtype, device=V.device)
+    for row in V:
+        w, _ = basis.orthogonalise(row)
+        before, after = float(vectors.norm(row)), float(vectors.norm(w))
+        if after > NOISE * torch.finfo(V.dtype).eps * before:
+            basis.append(w / after)
+    return basis.rows()

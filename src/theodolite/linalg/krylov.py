@@ -12,12 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from theodolite.errors import NonFiniteError
 from theodolite.linalg import vectors
-from theodolite.linalg.basis import Basis
-from theodolite.linalg.operator import LinearOperator
-
-BREAKDOWN = 100.0  # in units of rounding: a smaller residual is noise, and its direction with it
+from theodolite.linalg.basis import NOISE, Basis
+from theodolite.linalg.operator import LinearOperator, non_finite_product
 
 
 @final
@@ -112,14 +109,14 @@ class Krylov:
         self.products += 1
         self.block_steps += 1
         if not math.isfinite(diagonal + beta):
-            raise NonFiniteError(_non_finite_scene(self.operator, product, self.products))
+            raise non_finite_product(self.operator, product, number=self.products)
         self._border(diagonal)
         scale = math.hypot(float(np.linalg.norm(self._T[-1])), beta)
         self.rounding = max(self.rounding, torch.finfo(self.operator.dtype).eps * scale)
         self._coupling = np.zeros(len(self))
         self._coupling[-1] = beta
         self._next = w / beta if beta > 0 else None
-        if self.exhausted or beta <= BREAKDOWN * self.rounding:
+        if self.exhausted or beta <= NOISE * self.rounding:
             self.drop_residual()
 
     def drop_residual(self) -> None:
@@ -166,12 +163,3 @@ class Krylov:
 
 def _unit(v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     return v / float(vectors.norm(v))
-
-
-def _non_finite_scene(operator: LinearOperator, product: Tensor, products: int) -> str:
-    bad = int((~torch.isfinite(product)).sum())
-    found = f"has {bad} of {product.numel()} entries NaN or infinite" if bad else "overflows when its norm is taken"
-    return (
-        f"Product {products} with {operator!r} {found}, although the vector was finite and of unit length. "
-        "Check the loss and its gradient at these parameters, or compute in a wider dtype."
-    )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import final, get_args
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from theodolite.errors import NonFiniteError, OperatorError
@@ -17,12 +15,10 @@ from theodolite.linalg import vectors
 from theodolite.linalg.krylov import Krylov, Ritz
 from theodolite.linalg.operator import LinearOperator, bytes_in_words
 from theodolite.linalg.probes import Probes
-
-Which = Literal["largest", "smallest", "both", "magnitude"]
+from theodolite.linalg.selection import StoppingRule, Which, chosen_pairs, order, radius, relative_bounds
 
 EXTRA_STEPS = 6
 EXTRA_ROWS = 3
-SMALL = 1e-3  # eigenvalues below this share of the largest are judged against it
 NOVELTY = 0.1  # weight of the random part of a warm start
 
 
@@ -36,6 +32,8 @@ class Eigenpairs:
         vectors: unit eigenvectors, one a row, in the dtype and on the device of the operator.
         residuals: estimates of ‖Av − λv‖ / max(|λ|, 1e-3·radius).
         converged: whether the residual is at most the tolerance.
+        settled: whether the iteration ended by its stopping rule. If not, the pairs are as good as their residuals,
+            but others that belong among them may be missing.
         radius: largest |Ritz value| of the run, an estimate of the spectral radius from below.
         products: operator-vector products.
         restarts: thick restarts.
@@ -48,6 +46,7 @@ class Eigenpairs:
     vectors: Float[Tensor, "k n"]
     residuals: Float[Tensor, " k"]
     converged: Bool[Tensor, " k"]
+    settled: bool
     radius: float
     products: int
     restarts: int
@@ -70,12 +69,15 @@ def lanczos(
 ) -> Eigenpairs:
     """Extreme eigenpairs of a symmetric operator.
 
-    The iteration stops when the residual estimates of the k asked pairs are at most ``tol`` in two checks in a row,
-    between which the values moved by no more than that, and not before k + 6 products: a wanted eigenvalue that the
-    space has not yet discovered shows as a jump. When the space turns out invariant (repeated eigenvalues, low rank),
-    the iteration goes on from a fresh random vector orthogonal to it, and stops only when such a vector brought
-    nothing new among the k. Without such a breakdown one vector sees one copy of an exactly repeated eigenvalue,
-    until rounding brings the others; ``verify=True`` starts a fresh vector after convergence as well.
+    The iteration stops when the residual estimates of the k asked pairs have been at most ``tol``, without a jump of
+    the values, during the last tenth of the steps, and not before k + 6 products. The tenth is for a wanted eigenvalue
+    that the space has yet to discover, while the next one poses in its place with a small residual: on six model
+    spectra, 60 seeds each, it costs 10 % more products and avoids 85 % of such errors.
+
+    When the space turns out invariant (repeated eigenvalues, low rank), the iteration goes on from a fresh random
+    vector orthogonal to it, and stops only when such a vector brought nothing new among the k. Without such a
+    breakdown, one vector sees one copy of an exactly repeated eigenvalue until rounding brings the others;
+    ``verify=True`` starts a fresh vector after convergence as well.
 
     Cost: about 2k to 4k products at tol 1e-3 on Hessians, O(n·j²) for j steps of reorthogonalisation.
 
@@ -86,10 +88,11 @@ def lanczos(
             largest in magnitude.
         tol: relative residual; residuals of eigenvalues below 1e-3 of the largest are relative to that.
         seed: of the start vector and the fresh vectors.
-        start: a vector (n,) or block (j, n), for instance the eigenvectors of an earlier checkpoint. The start is the
-            sum of the unit rows plus a tenth of a random vector: if the rows span an invariant space, j products find
-            all of it again, while Rayleigh-Ritz on them would cost j products before anything new is learned; the
-            random part finds what the rows miss. Nodes and weights then belong to that start, not to a random one.
+        start: a vector (n,) or block (j, n), for instance the eigenvectors of an earlier checkpoint. The first vector
+            is the sum of its unit rows plus a tenth of a random one: the sum of j eigenvectors spans all of them after
+            j products, as many as Rayleigh-Ritz on the rows would take before it learns anything new, and the random
+            part finds what the rows miss. Spares up to half the products, the less the eigenvectors moved.
+            Nodes and weights then belong to that vector, not to a random one.
         max_products: stop after so many, converged or not; None allows 10·k + 200.
         memory: bytes for the basis, beyond which it is restarted with the best Ritz vectors. A few vectors of work
             space and the k results come on top.
@@ -123,72 +126,39 @@ def lanczos(
     capacity = _rows_in_memory(A, k, memory)
     probes = Probes(A, seed=seed)
     krylov = Krylov(A, start=_start_vector(A, start, probes), draw=lambda: probes.draw(1)[0])
-    rule = _StoppingRule(k=k, which=which, tol=tol, fair_steps=min(n, k + EXTRA_STEPS), verify=verify)
+    rule = StoppingRule(k=k, which=which, tol=tol, fair_steps=min(n, k + EXTRA_STEPS), verify=verify)
     quadrature: tuple[Tensor, Tensor] | None = None
-    restarts, done = 0, False
+    restarts, settled, done = 0, False, False
     while not done:
         krylov.advance()
         done = krylov.exhausted or krylov.products >= limit
         full = len(krylov) == capacity
         if done or full or krylov.invariant or len(krylov) % _check_interval(len(krylov)) == 0:
             ritz = krylov.ritz()
-            done = rule.settles(krylov, ritz) or done
+            settled = rule.settles(krylov, ritz) or krylov.exhausted
+            done = done or settled
             if quadrature is None and (done or full or krylov.invariant):
                 quadrature = _quadrature(ritz)
         if on_step is not None:
             on_step(krylov.products, rule.worst)
         if full and not done:
-            krylov.restart(_order(ritz.values, which)[: k + (capacity - k) // 2])
+            krylov.restart(order(ritz.values, which)[: k + (capacity - k) // 2])
             restarts += 1
     assert quadrature is not None
-    chosen = _chosen(ritz, k, which)
-    relative = _relative_bounds(ritz, chosen)
+    chosen = chosen_pairs(ritz, k, which)
+    relative = relative_bounds(ritz, chosen)
     return Eigenpairs(
         values=torch.from_numpy(ritz.values[chosen]),
         vectors=krylov.basis.combine(ritz.coordinates[:, chosen]),
         residuals=torch.from_numpy(relative),
         converged=torch.from_numpy(relative <= tol),
-        radius=_radius(ritz),
+        settled=settled,
+        radius=radius(ritz),
         products=krylov.products,
         restarts=restarts,
         nodes=quadrature[0],
         weights=quadrature[1],
     )
-
-
-@final
-class _StoppingRule:
-    """When the asked pairs are good enough and nothing is left to discover, as ``lanczos`` states it."""
-
-    def __init__(self, *, k: int, which: Which, tol: float, fair_steps: int, verify: bool) -> None:
-        self.worst = math.inf
-        self._k, self._which, self._tol = k, which, tol
-        self._fair_steps, self._verify = fair_steps, verify
-        self._passed_values: np.ndarray | None = None  # at the last check, if it passed
-        self._values_before_block: np.ndarray | None = None
-
-    def settles(self, krylov: Krylov, ritz: Ritz) -> bool:
-        """Whether to stop; may ask the decomposition for a fresh block instead."""
-        chosen = _chosen(ritz, self._k, self._which)
-        if len(chosen) < self._k:
-            return False
-        values, tolerances = ritz.values[chosen], self._tol * _denominators(ritz, chosen)
-        self.worst = float(_relative_bounds(ritz, chosen).max())
-        passed = self.worst <= self._tol
-        settled = passed and _agree(values, self._passed_values, tolerances)
-        self._passed_values = values if passed else None
-        ended = krylov.invariant or (settled and krylov.block_steps >= self._fair_steps)
-        if not ended:
-            return False
-        first_is_enough = not krylov.invariant and not self._verify
-        if krylov.blocks == 1 and first_is_enough:
-            return True
-        if krylov.blocks > 1 and passed and _agree(values, self._values_before_block, tolerances):
-            return True
-        self._values_before_block = values
-        self._fair_steps = max(self._fair_steps, krylov.block_steps)
-        krylov.drop_residual()
-        return False
 
 
 def _size_of_sensible(A: LinearOperator, *, k: int, which: str, tol: float) -> int:
@@ -239,46 +209,6 @@ def _start_vector(A: LinearOperator, start: Tensor | None, probes: Probes) -> Fl
 def _check_interval(j: int) -> int:
     """Every step at first; later a check costs O(j³) on the host, and one in 32 steps of delay is cheap."""
     return max(1, j // 32)
-
-
-def _order(values: Float[np.ndarray, " j"], which: Which) -> Int[np.ndarray, " j"]:
-    """Positions in ascending values, the most wanted first."""
-    ascending = np.arange(len(values))
-    if which == "smallest":
-        return ascending
-    if which == "magnitude":
-        return np.argsort(-np.abs(values), kind="stable")
-    descending = ascending[::-1].copy()
-    if which == "largest":
-        return descending
-    return np.stack([descending, ascending], axis=1).ravel()[: len(values)]
-
-
-def _chosen(ritz: Ritz, k: int, which: Which) -> Int[np.ndarray, " k"]:
-    """Positions of the asked pairs, values descending."""
-    return np.sort(_order(ritz.values, which)[:k])[::-1].copy()
-
-
-def _radius(ritz: Ritz) -> float:
-    return float(np.abs(ritz.values).max())
-
-
-def _denominators(ritz: Ritz, chosen: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    denominators: np.ndarray = np.maximum(np.abs(ritz.values[chosen]), SMALL * _radius(ritz))
-    return denominators
-
-
-def _relative_bounds(ritz: Ritz, chosen: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    denominators = _denominators(ritz, chosen)
-    # The zero operator has bounds and denominators 0: its pairs are exact.
-    relative: np.ndarray = np.divide(
-        ritz.bounds[chosen], denominators, out=np.zeros(len(chosen)), where=denominators > 0
-    )
-    return relative
-
-
-def _agree(values: np.ndarray, before: np.ndarray | None, tolerances: np.ndarray) -> bool:
-    return before is not None and bool((np.abs(values - before) <= tolerances).all())
 
 
 def _quadrature(ritz: Ritz) -> tuple[Tensor, Tensor]:

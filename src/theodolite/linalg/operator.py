@@ -193,6 +193,33 @@ class LinearOperator(ABC):
             raise OperatorError(f"{self!r}: _matmat should return {expected} of {self.dtype}, it returned {found}.")
 
 
+def finite_product(A: LinearOperator, V: Float[Tensor, "n k"], *, before: int) -> Float[Tensor, "m k"]:
+    """A @ V, refused if it is not finite.
+
+    Args:
+        A: the operator.
+        V: vectors, one a column.
+        before: how many products came before, for the message.
+
+    Raises:
+        NonFiniteError: the product is not finite.
+    """
+    product = A @ V
+    if not bool(torch.isfinite(product).all()):
+        raise non_finite_product(A, product, number=before + V.shape[1])
+    return product
+
+
+def non_finite_product(A: LinearOperator, product: Tensor, *, number: int) -> NonFiniteError:
+    """The error for a finite vector with a product that is not."""
+    bad = int((~torch.isfinite(product)).sum())
+    found = f"has {bad} of {product.numel()} entries NaN or infinite" if bad else "overflows when its norm is taken"
+    return NonFiniteError(
+        f"Product {number} with {A!r} {found}, although the vector was finite. "
+        "Check the loss and its gradient at these parameters, or compute in a wider dtype."
+    )
+
+
 def bytes_in_words(count: float) -> str:
     """A number of bytes as a reader says it: ``1.5 GiB``."""
     power = min(max(int(math.log(max(count, 1), 1024)), 0), 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Literal, final
 
 import torch
@@ -39,7 +41,18 @@ class Probes:
             row.copy_(self._draw_one(n))
         return drawn
 
+    def blocks(self, count: int, *, size: int) -> Iterator[Float[Tensor, "n b"]]:
+        """The next ``count`` probes in blocks of at most ``size``, one probe a column."""
+        for first in range(0, count, size):
+            yield self.draw(min(size, count - first)).T
+
     def _draw_one(self, n: int) -> Float[Tensor, " n"]:
         if self._distribution == "gaussian":
             return torch.randn(n, generator=self._generator, dtype=torch.float32)
         return torch.randint(0, 2, (n,), generator=self._generator, dtype=torch.int8).float().mul_(2).sub_(1)
+
+
+def mean_with_stderr(samples: Float[Tensor, " m"]) -> tuple[float, float]:
+    """The mean over probes and its standard error; one sample says nothing about its error, which is NaN."""
+    stderr = float(samples.std()) / math.sqrt(len(samples)) if len(samples) > 1 else math.nan
+    return float(samples.mean()), stderr

@@ -22,6 +22,6 @@ def norm(X: Float[Tensor, "n *k"]) -> Float[Tensor, "*k"]:
     return norms
 
 
-def project(Q: Float[Tensor, "*m j n"], v: Float[Tensor, "*m n"]) -> Float[Tensor, "*m j"]:
-    """Inner products of a vector with the rows of Q; m vectors with m matrices if there are m."""
-    return (Q @ v[..., None])[..., 0]
+def project(Q: Float[Tensor, "*m j n"], V: Float[Tensor, "*m n k"]) -> Float[Tensor, "*m j k"]:
+    """Inner products of the rows of Q with the columns of V; m blocks with m bases if there are m."""
+    return Q @ V

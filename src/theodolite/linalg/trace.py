@@ -1,0 +1,169 @@
+"""Stochastic estimates of the trace, with honest standard errors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from theodolite.errors import OperatorError
+from theodolite.linalg import vectors
+from theodolite.linalg.basis import orthonormal_rows
+from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.probes import Probes, mean_with_stderr
+
+WORK_BLOCKS = 4
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TraceEstimate:
+    """A trace with its standard error.
+
+    Args:
+        value: the estimate, the mean of ``samples``.
+        stderr: its standard error, NaN with a single sample.
+        samples: one unbiased estimate for each random probe, float64 on the CPU.
+        products: operator-vector products.
+        parts: trace of each asked diagonal block, from the same probes.
+        part_stderrs: their standard errors; errors of different parts are correlated.
+    """
+
+    value: float
+    stderr: float
+    samples: Float[Tensor, " m"]
+    products: int
+    parts: Float[Tensor, " L"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    part_stderrs: Float[Tensor, " L"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+
+def hutchinson(
+    A: LinearOperator, *, probes: int, seed: int = 0, parts: Sequence[slice] = (), memory: int = 2**30
+) -> TraceEstimate:
+    """The trace as the mean of vᵀAv over random signs v, and the traces of diagonal blocks from the same products.
+
+    The variance of one sample is 2·(‖A‖_F² − Σ a_ii²) for a symmetric A: diagonal operators take one probe.
+
+    Cost: one product a probe.
+
+    Args:
+        A: square.
+        probes: number of random vectors.
+        seed: of the probes; 10 probes are the first 10 of 20.
+        parts: slices of 0..n; for each, the trace of that diagonal block is the mean of v_part · (Av)_part.
+        memory: bytes for a block of probes and its products.
+
+    Raises:
+        OperatorError: A is not square, or there are no probes.
+        NonFiniteError: a product is not finite.
+
+    Example:
+        >>> import torch
+        >>> from theodolite.linalg import Diagonal, hutchinson
+        >>> A = Diagonal(torch.arange(10.0, dtype=torch.float64))
+        >>> estimate = hutchinson(A, probes=4, parts=[slice(0, 5), slice(5, 10)])
+        >>> estimate.value, estimate.parts.tolist()
+        (45.0, [10.0, 35.0])
+
+    References:
+        Hutchinson (1990), A stochastic estimator of the trace of the influence matrix.
+    """
+    _refuse_oblong(A)
+    if probes < 1:
+        raise OperatorError(f"Hutchinson's estimator needs at least one probe, found probes={probes}.")
+    stream = Probes(A, seed=seed, distribution="rademacher")
+    blocks: list[Tensor] = []
+    for done, V in _counted(stream.blocks(probes, size=_block_size(A, memory))):
+        AV = finite_product(A, V, before=done)
+        blocks.append(torch.stack([vectors.dot(V[part], AV[part]) for part in (slice(None), *parts)]).double().cpu())
+    samples = torch.cat(blocks, dim=1)
+    whole, *of_parts = [mean_with_stderr(row) for row in samples]
+    return TraceEstimate(
+        value=whole[0],
+        stderr=whole[1],
+        samples=samples[0],
+        products=probes,
+        parts=torch.tensor([mean for mean, _ in of_parts], dtype=torch.float64),
+        part_stderrs=torch.tensor([stderr for _, stderr in of_parts], dtype=torch.float64),
+    )
+
+
+def hutchpp(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 2**30) -> TraceEstimate:
+    """The trace by Hutch++: exact on a random sketch of the range of A, Hutchinson's estimator on the rest.
+
+    With fast-decaying spectra the error falls like 1/products instead of 1/√products; on flat ones it equals
+    Hutchinson's with a third of the probes.
+
+    Cost: ``products`` products: a third for the sketch, a third for its trace, the rest for the remainder. The sketch
+    is held in memory, n·products/3 numbers.
+
+    Args:
+        A: square.
+        products: how many to spend, at least 3.
+        seed: of the probes.
+        memory: bytes for a block of probes and its products.
+
+    Returns:
+        The estimate; given the sketch it is unbiased, and the standard error is that of the remainder's samples.
+
+    Raises:
+        OperatorError: A is not square, or products < 3.
+        NonFiniteError: a product is not finite.
+
+    Example:
+        >>> import torch
+        >>> from theodolite.linalg import Diagonal, hutchpp
+        >>> A = Diagonal(torch.tensor([5.0, 3.0, 0.0, 0.0, 0.0, 0.0], dtype=torch.float64))
+        >>> round(hutchpp(A, products=9).value, 9)
+        8.0
+
+    References:
+        Meyer, Musco, Musco, Woodruff (2021), Hutch++: optimal stochastic trace estimation.
+    """
+    n = _refuse_oblong(A)
+    if products < 3:
+        raise OperatorError(f"Hutch++ needs at least 3 products (sketch, its trace, remainder), found {products}.")
+    stream, size = Probes(A, seed=seed, distribution="rademacher"), _block_size(A, memory)
+    sketch = min(products // 3, n)
+    images = [finite_product(A, V, before=done).T for done, V in _counted(stream.blocks(sketch, size=size))]
+    Q = orthonormal_rows(torch.cat(images))
+    sketched = (rows.T for rows in Q.split(size) if len(rows))
+    exact = math.fsum(_quadratic_forms(A, V, before=sketch + done).sum() for done, V in _counted(sketched))
+    spent = sketch + len(Q)
+    if len(Q) == n:
+        whole = torch.tensor([exact], dtype=torch.float64)
+        return TraceEstimate(value=exact, stderr=0.0, samples=whole, products=spent)
+    blocks: list[Tensor] = []
+    for done, V in _counted(stream.blocks(products - spent, size=size)):
+        blocks.append(_quadratic_forms(A, V - Q.T @ vectors.project(Q, V), before=spent + done))
+    samples = exact + torch.cat(blocks)
+    value, stderr = mean_with_stderr(samples)
+    return TraceEstimate(value=value, stderr=stderr, samples=samples, products=products)
+
+
+def _refuse_oblong(A: LinearOperator) -> int:
+    if A.shape[0] != A.shape[1]:
+        raise OperatorError(f"Only a square operator has a trace, found {A!r}.")
+    return A.shape[0]
+
+
+def _block_size(A: LinearOperator, memory: int) -> int:
+    """How many probes fit the memory with their products; at least one."""
+    return max(1, memory // (WORK_BLOCKS * A.shape[0] * A.dtype.itemsize))
+
+
+def _counted(blocks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """Each block with the number of columns before it."""
+    done = 0
+    for block in blocks:
+        yield done, block
+        done += block.shape[1]
+
+
+def _quadratic_forms(A: LinearOperator, V: Float[Tensor, "n k"], *, before: int) -> Float[Tensor, " k"]:
+    return vectors.dot(V, finite_product(A, V, before=before)).double().cpu()
