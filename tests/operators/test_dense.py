@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import BY_NAME, FAMILIES, Family, dense_oracle, merged
 
+from families import BY_NAME, FAMILIES, Family, dense_oracle, merged
 from theodolite.operators import GGN, GradientCovariance, Hessian
 
 EXACT = 1e-10
