@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from theodolite import losses
 from theodolite.losses.registry import LOSSES, Entry
 
 SAMPLES, CLASSES = 5, 4
@@ -27,7 +28,8 @@ class Case:
 
     @property
     def id(self) -> str:
-        return self.entry.name + "".join(f"-{k}={v}" for k, v in self.options.items() if not isinstance(v, Tensor))
+        shown = {k: getattr(v, "__name__", v) for k, v in self.options.items() if not isinstance(v, Tensor)}
+        return self.entry.name + "".join(f"-{k}={v}" for k, v in shown.items())
 
     def inputs(self, seed: int = 0) -> tuple[Tensor, ...]:
         return self.build(torch.Generator().manual_seed(seed))
@@ -84,6 +86,7 @@ BY_KIND: dict[str, Builder] = {
     "views": views,
     "embeddings": embeddings,
 }
+COUNTS = torch.tensor([40.0, 20.0, 10.0, 5.0], dtype=torch.float64)
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "comp_sum": [{"tau": t} for t in (0.0, 0.5, 1.0, 1.5, 2.0)],
     "poly": [{}, {"coefficients": (0.5, -0.2, 1.0)}],
@@ -94,11 +97,30 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "taylor_softmax_ce": [{}, {"order": 4}],
     "sparse_softmax_ce": [{"k": 2}, {"k": 4}],
     "hinge": [{}, {"power": 2.0}],
+    "ldam": [{"counts": COUNTS, "scale": 3.0}],
+    "vs_loss": [{"counts": COUNTS}],
+    "integrated_risk": [{"counts": COUNTS, "utility": losses.tail_sensitive_utility(COUNTS), "utility_weight": 2.0}],
+    "sigmoid_focal": [{}, {"gamma": 0.5, "alpha": None}],
+    "asymmetric": [{"detach_weight": False}, {"detach_weight": False, "gamma_pos": 0.0, "gamma_neg": 2.0, "clip": 0.0}],
+    "asymmetric_single_label": [{"detach_weight": False}, {"detach_weight": False, "gamma_pos": 1.0}],
+    "macro_auc_univariate": [{}, {"reweighted": False}],
+    "any_loss": [
+        {"sharpness": 5.0, "metric": metric}
+        for metric in (losses.f_score, losses.g_mean, losses.matthews, losses.cohen_kappa, losses.balanced_accuracy)
+    ],
+    "h_calibration": [{"window": 3, "bins": 2}],
 }
 FIXED: dict[str, tuple[int, ...]] = {"values": (1,), "labels": (1,), "masks": (1,)}
 BUILDERS: dict[str, Builder] = {
     "harmonic": lambda g: (normal(g, 5, 3), normal(g, 4, 3), torch.tensor([0, 1, 2, 3, 0])),
     "dco_sequence": lambda g: (-2 * uniform(g, 5) - 0.1,),
+    "density_normalised_edge": classes,
+    "integrated_risk": lambda g: (normal(g, 2, 5, 4), classes(g)[1]),
+    "any_loss": lambda g: (uniform(g, 5, 3), labels(g)[1]),
+    "mann_whitney": lambda g: (normal(g, 3), normal(g, 4)),
+    "h_calibration": lambda g: (torch.softmax(normal(g, 5, 4), 1), classes(g)[1]),
+    "correctness_aware": lambda g: (uniform(g, 5), uniform(g, 5) > 0.5),
+    "reject_surrogate": lambda g: (normal(g, 5), uniform(g, 5) > 0.5),
     "hinge": lambda g: (normal(g, 6), torch.tensor([1.0, -1, 1, 1, -1, -1]).double()),
 }
 

@@ -217,7 +217,7 @@ class EnsLoss(nn.Module):
         seed: of the draws.
 
     References:
-        Dai 2025, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification". The
+        Dai 2024, "EnsLoss: Stochastic Calibrated Loss Ensembles for Preventing Overfitting in Classification". The
         distribution of λ, uniform on [0, 1], is our choice.
     """
 

@@ -135,6 +135,11 @@ class LossModule(nn.Module):
         options = self._all_options()
         shared = {name: options.pop(name) for name in ("weight", "ignore_index", "reduction") if name in options}
         scale = row_scales(target, dtype=logits.dtype, **shared)
+        unknown = [name for name in options if name not in keyword_options(closed) and not _takes_any(closed)]
+        if unknown:
+            raise NotImplementedError(
+                f"The closed-form {which} of {entry.name} does not cover {', '.join(unknown)}; differentiate it instead."
+            )
         ignored = target == shared.get("ignore_index", -100)
         return lambda z, y, **chosen: closed(z, y.masked_fill(ignored, 0), **chosen), scale, options
 
@@ -150,6 +155,10 @@ def keyword_options(function: Callable[..., Tensor]) -> tuple[str, ...]:
     """Return the names of the keyword-only parameters of a loss."""
     parameters = inspect.signature(function).parameters.values()
     return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def _takes_any(function: Callable[..., Any]) -> bool:
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
 
 
 def first_sentence(function: Callable[..., Tensor]) -> str:
