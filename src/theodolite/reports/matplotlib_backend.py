@@ -159,7 +159,7 @@ def _panel(axes: Axes, panel: Panel, colors: Colors) -> None:
         axes.legend(
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
-            ncols=4,
+            ncols=5,
             frameon=False,
             borderaxespad=0.2,
             handlelength=1.6,
@@ -334,7 +334,7 @@ def _contour(axes: Axes, mark: Contour, colors: Colors, order: float) -> None:
         filled.set_edgecolor("face")
         filled.set_linewidth(0.2)
         axes.contour(mark.x, mark.y, z, levels=mark.levels, colors="#ffffff", linewidths=0.4, alpha=0.45, zorder=order)
-        bar = axes.figure.colorbar(filled, ax=axes, label=mark.label, pad=0.02, aspect=28)
+        bar = axes.figure.colorbar(filled, cax=axes.inset_axes((1.03, 0, 0.03, 1)), label=mark.label)
         bar.outline.set_visible(False)
         bar.ax.grid(visible=False)
         bar.ax.minorticks_off()

@@ -30,12 +30,17 @@ def number(value: float, error: float = math.nan, *, digits: int = 4) -> str:
     if not math.isfinite(error) or error <= 0:
         return _plain(value, digits)
     exponent = _exponent(max(abs(value), error))
-    if -4 <= exponent < 5:
-        places = max(0, 1 - _exponent(error))
-        return _minus(f"{value:.{places}f} ± {error:.{places}f}")
-    places = max(0, 1 - (_exponent(error) - exponent))
+    if -4 <= exponent < 6:
+        return _minus(" ± ".join(_rounded(part, 1 - _exponent(error)) for part in (value, error)))
     shift = 10.0**-exponent
-    return _minus(f"({value * shift:.{places}f} ± {error * shift:.{places}f}) × {_power(exponent)}")
+    places = 1 - (_exponent(error) - exponent)
+    pair = " ± ".join(_rounded(part * shift, places) for part in (value, error))
+    return _minus(f"({pair}) × {_power(exponent)}")
+
+
+def _rounded(value: float, places: int) -> str:
+    """To so many decimal places; a negative number of places rounds to tens, hundreds, …"""
+    return f"{round(value, places):,.{max(places, 0)}f}"
 
 
 def tick_labels(ticks: Iterable[float]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from theodolite.reports.figures.description import (
     Axis,
@@ -56,12 +57,14 @@ def specification(figure: Figure, *, colors: Colors = LIGHT) -> Spec:
     data: list[Spec] = []
     for index, (panel, domain) in enumerate(zip(figure.panels, _domains(figure), strict=True), start=1):
         _panel(index, panel, domain, figure, colors, data, layout)
+    if not any(trace["showlegend"] for trace in data):
+        layout["margin"]["t"] = 12
     return {"data": data, "layout": layout}
 
 
 def _domains(figure: Figure) -> list[tuple[float, float]]:
     """The share of the figure's height (from the top) or width that each panel fills."""
-    gap = 34 / figure.height if figure.arrangement == "stacked" else 24 / figure.width
+    gap = 58 / figure.height if figure.arrangement == "stacked" else 24 / figure.width
     weights = np.array([panel.weight for panel in figure.panels])
     sizes = (1 - gap * (len(weights) - 1)) * weights / weights.sum()
     starts = np.concatenate([[0.0], np.cumsum(sizes[:-1] + gap)])
@@ -141,6 +144,8 @@ def _axis(axis: Axis, colors: Colors) -> Spec:
         decades = math.log10(axis.limits[1] / axis.limits[0])
         spec |= {"type": "log", "range": [math.log10(end) for end in axis.limits]}
         spec |= {"dtick": max(1, math.ceil(decades / 7)) if decades >= 2 else "D2"}
+        # Plotly enlarges powers of ten by a quarter to make room for the exponent.
+        spec |= {"tickfont": {"size": 9}} if decades >= 2 else {}
     if axis.scale == "symlog":
         ticks = symlog_ticks(axis)
         spec |= {
@@ -160,7 +165,7 @@ def _axis(axis: Axis, colors: Colors) -> Spec:
     return spec
 
 
-def _positions(values: np.ndarray, axis: Axis) -> list[float | None]:
+def _positions(values: Float[np.ndarray, " n"], axis: Axis) -> list[float | None]:
     """Where values lie on an axis; None where they are not finite, or not positive on a logarithmic one."""
     if axis.scale == "symlog":
         values = to_symlog(np.asarray(values, dtype=np.float64), threshold=axis.threshold)
@@ -222,7 +227,7 @@ def _scatter(mark: Scatter, panel: Panel, colors: Colors) -> list[Spec]:
     return [spec | _hover(mark.hover)]
 
 
-def _error(mark: Scatter, error: np.ndarray, panel: Panel, color: str) -> Spec:
+def _error(mark: Scatter, error: Float[np.ndarray, " n"], panel: Panel, color: str) -> Spec:
     """Error bars, turned into distances on the axis where it is symlog; none where the error is not known."""
     axis, values = (panel.y, mark.y) if mark.direction == "vertical" else (panel.x, mark.x)
     size = np.where(np.isfinite(error), error, 0.0)
@@ -293,17 +298,16 @@ def _contour(mark: Contour, panel: Panel, colors: Colors) -> list[Spec]:
     position = np.log10 if mark.scale == "log" else np.asarray
     traces: list[Spec] = []
     if mark.masked.any():
-        left, right, bottom, top = x[0], x[-1], y[0], y[-1]
+        # One cell wider than the mask: contours end at the last valid point, and lie above.
         traces.append(
             {
-                "type": "scatter",
-                "mode": "lines",
-                "x": [left, right, right, left, left],
-                "y": [bottom, bottom, top, top, bottom],
-                "fill": "toself",
-                "fillcolor": "rgba(0,0,0,0)",
-                "fillpattern": {"shape": "/", "fgcolor": colors["mask"], "size": 8, "solidity": 0.2},
-                "line": {"width": 0, "color": colors["mask"]},
+                "type": "heatmap",
+                "x": x,
+                "y": y,
+                "z": [[1 if near else None for near in row] for row in _widened(mark.masked)],
+                "colorscale": [[0, colors["mask"]], [1, colors["mask"]]],
+                "opacity": 0.55,
+                "showscale": False,
                 "name": mark.masked_label,
                 "hoverinfo": "skip",
             }
@@ -346,6 +350,12 @@ def _contour(mark: Contour, panel: Panel, colors: Colors) -> list[Spec]:
         }
     )
     return traces
+
+
+def _widened(mask: Bool[np.ndarray, "ny nx"]) -> Bool[np.ndarray, "ny nx"]:
+    padded = np.pad(mask, 1)
+    rows = padded[:-2] | padded[1:-1] | padded[2:]
+    return np.asarray(rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:])
 
 
 def _color_ticks(mark: Contour) -> tuple[list[float], list[str]]:
@@ -411,15 +421,17 @@ def _rule(mark: Rule, panel: Panel, suffix: str, colors: Colors, layout: Spec) -
     if not mark.label:
         return
     late = upright and mark.at > sum(panel.x.limits) / 2
-    place = {"x": at, "y": 1} if upright else {"x": 1, "y": at}
+    logarithmic = (panel.x if upright else panel.y).scale == "log"  # shapes lie at values there, texts at logarithms
+    height = math.log10(mark.at) if logarithmic else at
+    place = {"x": height, "y": 1} if upright else {"x": 1, "y": height}
     layout["annotations"].append(
         {
-            "text": f"<b>{_escaped(mark.label)}</b>",
+            "text": f"<b>{_escaped(mark.label)}</b>" if upright else _escaped(mark.label),
             "showarrow": False,
             "xanchor": "right" if late or not upright else "left",
             "yanchor": "top" if upright else "bottom",
             "xshift": -4 if late else 4,
-            "font": {"size": 12, "color": color},
+            "font": {"size": 12 if upright else 11, "color": color},
             "bgcolor": tint(colors["paper"], 0.8),
             **place,
             **references,

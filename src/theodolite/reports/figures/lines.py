@@ -9,6 +9,8 @@ from theodolite.reports.figures.description import Axis, Band, Figure, Line, Mar
 from theodolite.reports.figures.scales import ends_of, fitted_axis
 from theodolite.reports.numbers import number
 
+DRAWN = {"filter": "filter-normalised random", "gaussian": "Gaussian random"}
+
 
 def line(record: LineRecord) -> Figure:
     """Loss along a direction, with the standard error of its difference from the centre.
@@ -44,12 +46,12 @@ def line(record: LineRecord) -> Figure:
         ),
     ]
     x = Axis(
-        label=f"α (units of ‖d‖ = {number(record.direction_norm, digits=3)}, {record.name} direction)",
+        label=f"α (units of ‖d‖ = {number(record.direction_norm, digits=3)})",
         limits=ends_of(record.alphas),
     )
     return Figure(
         name=f"line-{record.name}",
-        title=f"Loss along a {record.name} direction",
+        title=f"Loss along a {DRAWN.get(record.name, record.name)} direction",
         caption=_line_caption(record),
         limits="One of all directions; along others the loss may rise or fall faster.",
         panels=(Panel(marks=tuple(marks), x=x, y=y),),

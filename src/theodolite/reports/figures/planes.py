@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 
 from theodolite.records import Plane
 from theodolite.reports.figures.description import Axis, Contour, Figure, Mark, Panel, Path, Scatter
+from theodolite.reports.figures.lines import DRAWN
 from theodolite.reports.figures.scales import ends_of
 from theodolite.reports.numbers import number
 
@@ -152,7 +153,7 @@ def _masked_label(lost: int, capped: int, cap: float | None) -> str:
 def _plane_title(record: Plane) -> str:
     if record.name == "trajectory":
         return "Loss over the plane of the trajectory"
-    return f"Loss over a plane of {record.name} directions"
+    return f"Loss over a plane of {DRAWN.get(record.name, record.name)} directions"
 
 
 def _plane_caption(
@@ -182,7 +183,7 @@ def _plane_caption(
         text.append("White dot: the surveyed parameters.")
     hidden = _masked_label(int(lost.sum()), int(capped.sum()), cap)
     if hidden:
-        text.append(f"Hatched: {hidden}.")
+        text.append(f"Masked: {hidden}.")
     if record.path_distances is not None and len(record.path_distances):
         far = float(np.max(record.path_distances))
         text.append(

@@ -56,7 +56,7 @@ def loss_and_sharpness(records: Sequence[Record]) -> Figure:
             "single batches; the markers are the loss on the fixed data of the problem."
         ),
         panels=tuple(panels),
-        height=500 if readings else 300,
+        height=540 if readings else 300,
     )
 
 

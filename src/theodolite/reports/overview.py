@@ -1,0 +1,204 @@
+"""What a page says of a run as a whole: what was surveyed, what it cost, what happened, how runs compare."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from theodolite.records import Cost, Density, Event, Gradients, Plane, Record, Scalars, Spectrum, Stability, Trace
+from theodolite.reports.figures import crossing
+from theodolite.reports.numbers import count, duration, number
+from theodolite.reports.sources import Source
+from theodolite.reports.tables import SEVERITIES, Table
+
+FIRST = ("model", "parameters", "samples", "mode", "dtype", "device", "engine")
+MOST_EVENTS = 60
+NONE = "—"
+
+
+def facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
+    """What was surveyed, as the records say; several values where they differ.
+
+    Args:
+        records: of one run.
+
+    Returns:
+        Names and values: first the usual ones, then all others, then steps and seeds.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, value in record.context.items():
+            found.setdefault(name, {})[_worded(value)] = None
+    names = [name for name in FIRST if name in found] + sorted(set(found) - set(FIRST))
+    rows = [(name.replace("_", " "), _joined(list(found[name]))) for name in names]
+    steps = [record.step for record in records if record.step is not None]
+    if steps:
+        rows.append(("steps", f"{min(steps):,} to {max(steps):,}" if min(steps) < max(steps) else f"{steps[0]:,}"))
+    optimizers = dict.fromkeys(r.optimizer for r in records if isinstance(r, Stability))
+    if optimizers:
+        rows.append(("optimiser", _joined(list(optimizers))))
+    seeds = sorted({record.seed for record in records if record.seed is not None})
+    if seeds:
+        rows.append(("seeds", _joined([str(seed) for seed in seeds])))
+    return tuple(rows)
+
+
+def costs_table(records: Sequence[Record]) -> Table:
+    """What each kind of measurement cost, and all together."""
+    totals: dict[str, Cost] = {}
+    numbers: Counter[str] = Counter()
+    for record in records:
+        if record.cost != Cost():
+            totals[record.kind] = totals.get(record.kind, Cost()) + record.cost
+            numbers[record.kind] += 1
+    rows = [_cost_row(kind, numbers[kind], cost) for kind, cost in totals.items()]
+    if len(rows) > 1:
+        rows.append(_cost_row("all", sum(numbers.values()), sum(totals.values(), Cost())))
+    return Table(
+        title="What the survey cost",
+        columns=("measurement", "records", "products", "gradients", "forwards", "time"),
+        rows=tuple(rows),
+        note="Products, gradients and forward passes each go over the whole data of the problem once.",
+    )
+
+
+def events_table(records: Sequence[Record]) -> Table:
+    """What happened, equal messages in one row."""
+    grouped: dict[tuple[str, str], list[int | None]] = {}
+    for record in records:
+        if isinstance(record, Event):
+            grouped.setdefault((record.name, record.message), []).append(record.step)
+    rows = [(name, message, _step_span(steps), count(len(steps))) for (name, message), steps in grouped.items()]
+    left = len(rows) - MOST_EVENTS
+    return Table(
+        title="Events",
+        columns=("event", "message", "step", "times"),
+        rows=tuple(rows[:MOST_EVENTS]),
+        words=2,
+        note=f"{left} further events are in the log." if left > 0 else "",
+    )
+
+
+def comparison_table(runs: Sequence[Source]) -> Table:
+    """Runs side by side; a row that no run can fill is left out."""
+    rows = [(name, *(read(run) for run in runs)) for name, read in QUANTITIES]
+    return Table(
+        title="Runs side by side",
+        columns=("quantity", *(run.name for run in runs)),
+        rows=tuple(row for row in rows if any(cell != NONE for cell in row[1:])),
+        note="Of each quantity the last reading; ± is one standard error.",
+    )
+
+
+def _findings(run: Source) -> str:
+    counts: Counter[str] = Counter(finding.severity for finding in run.findings)
+    return ", ".join(f"{counts[name]} {name}" for name in SEVERITIES if counts[name]) or "none"
+
+
+def _last_loss(run: Source) -> str:
+    return _of(run, (Gradients, Stability), lambda r: number(r.loss, r.loss_stderr))
+
+
+def _lost(run: Source) -> str:
+    losses = [(r.step, r.values["loss"]) for r in run.records if isinstance(r, Scalars) and "loss" in r.values]
+    if not losses:
+        return NONE
+    steps = [step for step, loss in losses if not math.isfinite(loss)]
+    first = min((step for step in steps if step is not None), default=None)
+    return "none" if not steps else f"{len(steps):,}{'' if first is None else f', first at step {first:,}'}"
+
+
+def _crossing(run: Source) -> str:
+    readings = [r for r in run.records if isinstance(r, Stability)]
+    first = crossing(readings)
+    if not readings:
+        return NONE
+    return "none" if first is None else f"step {first.step:,}"
+
+
+def _largest_ratio(run: Source) -> str:
+    readings = [r for r in run.records if isinstance(r, Stability) and math.isfinite(r.ratio)]
+    if not readings:
+        return NONE
+    top = max(readings, key=lambda r: r.ratio)
+    return number(top.ratio, top.ratio_estimate.stderr)
+
+
+def _eigenvalue(index: int) -> Callable[[Source], str]:
+    end = "largest" if index == 0 else "smallest"
+
+    def read(run: Source) -> str:
+        held = [r for r in run.records if isinstance(r, Spectrum) and r.which in (end, "both") and r.eigenvalues.size]
+        if not held:
+            return NONE
+        text = number(float(held[-1].eigenvalues[index]), float(held[-1].data_stderr[index]))
+        return text if held[-1].converged[index] else f"{text} (not converged)"
+
+    return read
+
+
+def _of(run: Source, kinds: tuple[type[Record], ...], read: Callable[[Any], str]) -> str:
+    """A text on the last record of the first kind that the run has."""
+    for kind in kinds:
+        held = [record for record in run.records if isinstance(record, kind)]
+        if held:
+            return read(held[-1])
+    return NONE
+
+
+def _density_mass(run: Source) -> str:
+    return _of(
+        run, (Density,), lambda r: number(r.negative_mass.value, r.negative_mass.stderr) if r.nodes.size else NONE
+    )
+
+
+QUANTITIES: tuple[tuple[str, Callable[[Source], str]], ...] = (
+    ("findings", _findings),
+    ("loss", _last_loss),
+    ("training losses not finite", _lost),
+    ("first crossing of the stability bound", _crossing),
+    ("largest stability ratio", _largest_ratio),
+    (
+        "learning rate at the last probe",
+        lambda run: _of(run, (Stability,), lambda r: number(r.learning_rate, digits=3)),
+    ),
+    ("gradient norm", lambda run: _of(run, (Gradients,), lambda r: number(r.norm, r.norm_stderr))),
+    ("largest eigenvalue", _eigenvalue(0)),
+    ("smallest eigenvalue", _eigenvalue(-1)),
+    ("trace", lambda run: _of(run, (Trace,), lambda r: number(r.value, r.stderr))),
+    ("share of eigenvalues below zero", _density_mass),
+    ("plane: points not finite", lambda run: _of(run, (Plane,), lambda r: count(int((~r.finite).sum())))),
+    ("time spent measuring", lambda run: duration(sum(r.cost.seconds for r in run.records)) if run.records else NONE),
+)
+
+
+def _cost_row(kind: str, records: int, cost: Cost) -> tuple[str, ...]:
+    amounts = (cost.products, cost.gradients, cost.forwards)
+    return (kind, count(records), *(count(amount) if amount else NONE for amount in amounts), duration(cost.seconds))
+
+
+def _step_span(steps: Sequence[int | None]) -> str:
+    known = [step for step in steps if step is not None]
+    if not known:
+        return NONE
+    return f"{min(known):,}" if min(known) == max(known) else f"{min(known):,} to {max(known):,}"
+
+
+def _worded(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_worded(item)}" for name, item in value.items())
+    if isinstance(value, tuple | list):
+        return ", ".join(_worded(item) for item in value)
+    return NONE if value is None else str(value)
+
+
+def _joined(values: list[str]) -> str:
+    return ", ".join(values[:6]) + (f" and {len(values) - 6} more" if len(values) > 6 else "")

@@ -1,0 +1,149 @@
+"""Records to tables: each value with its error, whether it converged, its residual."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from theodolite.records import Density, Gradients, Line, Plane, Spectrum, Stability, Trace
+from theodolite.reports.figures.spectra import OPERATORS
+from theodolite.reports.figures.thinning import thin
+from theodolite.reports.numbers import number
+from theodolite.reports.tables import Table
+
+MOST_ROWS = 120
+
+
+def stability_table(readings: Sequence[Stability]) -> Table:
+    """One row a probe; with many probes, those that keep the extremes of the ratio."""
+    readings = sorted(readings, key=lambda r: -1 if r.step is None else r.step)
+    kept = thin(np.array([r.ratio for r in readings]), limit=MOST_ROWS)
+    rows = tuple(
+        (
+            "—" if r.step is None else f"{r.step:,}",
+            state(r.converged),
+            number(r.loss, r.loss_stderr),
+            number(r.sharpness, r.sharpness_stderr),
+            number(r.preconditioned_sharpness),
+            number(r.threshold),
+            number(r.ratio, r.ratio_estimate.stderr),
+            number(r.residual, digits=2),
+            number(r.learning_rate, digits=3),
+        )
+        for r in (readings[index] for index in kept)
+    )
+    left = len(readings) - len(kept)
+    return Table(
+        title="Sharpness against the stability bound",
+        columns=("step", "eigenpair", "loss", "λ₁", "preconditioned", "bound", "ratio", "residual", "lr"),
+        rows=rows,
+        words=2,
+        note=f"± is one standard error from the data.{f' {left} probes between these are in the log.' if left else ''}",
+    )
+
+
+def spectrum_table(record: Spectrum) -> Table:
+    """One row an eigenvalue."""
+    rows = tuple(
+        (_eigenvalue_name(record, index), state(bool(good)), number(value, error), number(residual, digits=2))
+        for index, (value, error, residual, good) in enumerate(
+            zip(record.eigenvalues, record.data_stderr, record.residuals, record.converged, strict=True)
+        )
+    )
+    trace = f" Trace {number(record.trace, record.trace_stderr)}." if np.isfinite(record.trace) else ""
+    return Table(
+        title=f"Extreme eigenvalues of the {OPERATORS.get(record.operator, record.operator)}",
+        columns=("", "eigenpair", "eigenvalue", "residual"),
+        rows=rows,
+        words=2,
+        note=f"± is one standard error from the data; the residual is relative, asked for were "
+        f"{number(record.tol, digits=2)}. {record.size:,} parameters.{trace}",
+    )
+
+
+def density_table(record: Density) -> Table:
+    """What the density integrates to."""
+    trace, frobenius, negative, balance = record.trace, record.frobenius, record.negative_mass, record.K()
+    return Table(
+        title=f"Spectral moments of the {OPERATORS.get(record.operator, record.operator)}",
+        columns=("quantity", "estimate"),
+        rows=(
+            ("trace", number(trace.value, trace.stderr)),
+            ("Frobenius norm", number(frobenius.value, frobenius.stderr)),
+            ("share of eigenvalues below zero", number(negative.value, negative.stderr)),
+            ("negative over positive trace K", number(balance.value, balance.stderr)),
+        ),
+        note=f"± is one standard error over {record.probes} probes of {record.lanczos_steps} Lanczos steps.",
+    )
+
+
+def trace_table(record: Trace) -> Table:
+    """One row a layer, the whole first."""
+    rows = [("whole", number(record.value, record.stderr))]
+    rows += [
+        (name, number(value, error))
+        for name, value, error in zip(record.layers, record.layer_values, record.layer_stderrs, strict=True)
+    ]
+    return Table(
+        title=f"Trace of the {OPERATORS.get(record.operator, record.operator)} by layer",
+        columns=("layer", "trace"),
+        rows=tuple(rows),
+        note=f"± is one standard error over {record.probes} probes ({record.method}).",
+    )
+
+
+def gradients_table(record: Gradients) -> Table:
+    """One row a layer, the whole first."""
+    whole = float(np.sqrt(np.sum(record.parameter_norms**2)))
+    rows = [("whole", number(record.norm, record.norm_stderr), number(whole), _ratio(record.norm, whole))]
+    rows += [
+        (name, number(norm, error), number(parameter), _ratio(norm, parameter))
+        for name, norm, error, parameter in zip(
+            record.layers, record.layer_norms, record.layer_norm_stderrs, record.parameter_norms, strict=True
+        )
+    ]
+    return Table(
+        title="Gradient norms by layer",
+        columns=("layer", "‖∇L‖", "‖θ‖", "‖∇L‖ / ‖θ‖"),
+        rows=tuple(rows),
+        note=f"Loss {number(record.loss, record.loss_stderr)} over {record.samples:,} samples; ± is one standard error "
+        "from the data.",
+    )
+
+
+def landscape_table(record: Line | Plane) -> Table:
+    """Where the loss is lowest, and what could not be evaluated."""
+    finite = np.isfinite(record.losses)
+    *at, lowest = record.minimum
+    place = ", ".join(f"{letter} = {number(value, digits=3)}" for letter, value in zip("αβ", at, strict=False))
+    rows = [
+        ("loss at the centre", number(record.center)),
+        ("lowest loss", f"{number(lowest)} at {place}"),
+        ("highest finite loss", number(float(record.losses[finite].max())) if finite.any() else "not a number"),
+        ("points", " × ".join(str(length) for length in record.losses.shape)),
+        ("points not finite", f"{int((~finite).sum())}"),
+        ("‖θ‖", number(record.parameter_norm)),
+    ]
+    if isinstance(record, Plane):
+        rows.append(("‖d₁‖, ‖d₂‖", ", ".join(number(norm) for norm in record.direction_norms)))
+        rows.append(("cosine between d₁ and d₂", number(record.cosine, digits=3)))
+    else:
+        rows.append(("‖d‖", number(record.direction_norm)))
+    return Table(title="The surface in numbers", columns=("quantity", "value"), rows=tuple(rows))
+
+
+def state(converged: bool) -> str:
+    """Convergence in words."""
+    return "converged" if converged else "not converged"
+
+
+def _eigenvalue_name(record: Spectrum, index: int) -> str:
+    """λ₁ counts from the largest, λ₋₁ from the smallest."""
+    subscripts = str.maketrans("-0123456789", "₋₀₁₂₃₄₅₆₇₈₉")
+    below = record.which == "smallest" or (record.which == "both" and record.eigenvalues[index] < 0)
+    return f"λ{str(index - len(record.eigenvalues) if below else index + 1).translate(subscripts)}"
+
+
+def _ratio(norm: float, parameter: float) -> str:
+    return number(norm / parameter, digits=3) if parameter > 0 else "—"

@@ -1,0 +1,183 @@
+"""The records of a run, ordered by lens: each figure with its tables and where its numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from theodolite.records import Cost, Density, Gradients, Line, Plane, Record, Scalars, Spectrum, Stability, Trace
+from theodolite.reports import figures
+from theodolite.reports.figures import Figure
+from theodolite.reports.numbers import count, duration
+from theodolite.reports.rows import (
+    density_table,
+    gradients_table,
+    landscape_table,
+    spectrum_table,
+    stability_table,
+    trace_table,
+)
+from theodolite.reports.tables import Table
+
+R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A figure, its numbers, and where they come from.
+
+    Args:
+        title: what was measured.
+        figure: None where there is nothing to draw.
+        tables: the numbers.
+        origin: step, seed and cost, one line a record.
+        notes: what the records say must be known to trust them.
+    """
+
+    title: str
+    figure: Figure | None
+    tables: tuple[Table, ...]
+    origin: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One lens.
+
+    Args:
+        name: for anchors.
+        title: of the lens.
+        blocks: not empty.
+    """
+
+    name: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+def sections(records: Sequence[Record]) -> tuple[Section, ...]:
+    """The lenses through which a run was looked at; a lens without records is left out.
+
+    Args:
+        records: of one run. Of each measure the record of the last step is shown.
+
+    Returns:
+        Sections in the order loss, curvature, landscape, gradients.
+    """
+    lenses: tuple[tuple[str, str, Callable[[Sequence[Record]], Iterable[Block]]], ...] = (
+        ("loss", "Loss and stability", _loss),
+        ("curvature", "Loss curvature", _curvature),
+        ("landscape", "Loss landscape", _landscape),
+        ("gradients", "Gradient magnitude", _gradients),
+    )
+    built = [(name, title, tuple(blocks(records))) for name, title, blocks in lenses]
+    return tuple(Section(name=name, title=title, blocks=blocks) for name, title, blocks in built if blocks)
+
+
+def figures_of(records: Sequence[Record]) -> tuple[Figure, ...]:
+    """All figures of a run, in the order of its sections."""
+    blocks = (block for section in sections(records) for block in section.blocks)
+    return tuple(block.figure for block in blocks if block.figure is not None)
+
+
+def _loss(records: Sequence[Record]) -> Iterable[Block]:
+    readings = [r for r in records if isinstance(r, Stability)]
+    curve = any(isinstance(r, Scalars) and "loss" in r.values and r.step is not None for r in records)
+    drawn = curve or any(r.step is not None for r in readings)
+    if not drawn and not readings:
+        return
+    figure = figures.loss_and_sharpness(records) if drawn else None
+    yield Block(
+        title=figure.title if figure else "Stability",
+        figure=figure,
+        tables=(stability_table(readings),) if readings else (),
+        origin=(_series_origin(readings),) if readings else (),
+        notes=_notes(readings),
+    )
+
+
+def _curvature(records: Sequence[Record]) -> Iterable[Block]:
+    spectra = {r.operator: r for r in _last(records, Spectrum, lambda r: r.operator)}
+    for density in _last(records, Density, lambda r: r.operator):
+        if not density.nodes.size or not np.isfinite(density.nodes[density.weights > 0]).all():
+            continue
+        spectrum = spectra.pop(density.operator, None)
+        same = spectrum if spectrum is not None and spectrum.step == density.step else None
+        tables = [spectrum_table(spectrum)] if spectrum is not None else []
+        shown = [density] if spectrum is None else [density, spectrum]
+        figure = figures.density(density, same)
+        yield _block(figure.title, figure, (*tables, density_table(density)), shown)
+    for spectrum in spectra.values():
+        yield _block("Extreme eigenvalues", None, (spectrum_table(spectrum),), [spectrum])
+    for trace in _last(records, Trace, lambda r: r.operator):
+        drawn = figures.traces(trace) if trace.layers else None
+        yield _block("Curvature by layer", drawn, (trace_table(trace),), [trace])
+
+
+def _landscape(records: Sequence[Record]) -> Iterable[Block]:
+    for plane in _last(records, Plane, lambda r: r.name):
+        figure = figures.plane(plane)
+        yield _block(figure.title, figure, (landscape_table(plane),), [plane])
+    for line in _last(records, Line, lambda r: r.name):
+        figure = figures.line(line)
+        yield _block(figure.title, figure, (landscape_table(line),), [line])
+
+
+def _gradients(records: Sequence[Record]) -> Iterable[Block]:
+    for gradients in _last(records, Gradients, lambda r: r.kind):
+        figure = figures.gradient_norms(gradients) if gradients.layers else None
+        yield _block("Gradient norms by layer", figure, (gradients_table(gradients),), [gradients])
+
+
+def _last(records: Sequence[Record], kind: type[R], key: Callable[[R], str]) -> list[R]:
+    """The record of the last step for each key, those of one step in the order of writing."""
+    found: dict[str, R] = {}
+    for record in records:
+        if isinstance(record, kind):
+            earlier = found.get(key(record))
+            if earlier is None or record.step is None or earlier.step is None or record.step >= earlier.step:
+                found[key(record)] = record
+    return list(found.values())
+
+
+def _block(title: str, figure: Figure | None, tables: tuple[Table, ...], shown: Sequence[Record]) -> Block:
+    return Block(
+        title=title,
+        figure=figure,
+        tables=tables,
+        origin=tuple(_origin(record) for record in shown),
+        notes=_notes(shown),
+    )
+
+
+def _origin(record: Record) -> str:
+    parts = [record.kind.capitalize()]
+    parts += [f"step {record.step:,}"] if record.step is not None else []
+    parts += [f"seed {record.seed}"] if record.seed is not None else []
+    return " · ".join([*parts, cost_text(record.cost)])
+
+
+def _series_origin(readings: Sequence[Stability]) -> str:
+    total = sum((reading.cost for reading in readings), Cost())
+    seeds = sorted({reading.seed for reading in readings if reading.seed is not None})
+    named = f" · seed {', '.join(map(str, seeds[:4]))}{' …' if len(seeds) > 4 else ''}" if seeds else ""
+    return f"{len(readings)} probes{named} · {cost_text(total)} in all"
+
+
+def cost_text(cost: Cost) -> str:
+    """A cost in words."""
+    parts: list[tuple[float, Any]] = [
+        (cost.products, "products"),
+        (cost.gradients, "gradients"),
+        (cost.forwards, "forwards"),
+    ]
+    named = [f"{count(value)} {name if value != 1 else name[:-1]}" for value, name in parts if value]
+    return ", ".join([*named, duration(cost.seconds)])
+
+
+def _notes(shown: Iterable[Record]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(note for record in shown for note in record.notes))
