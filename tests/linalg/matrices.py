@@ -1,4 +1,4 @@
-"""Symmetric matrices with prescribed spectra, as dense operators."""
+"""Symmetric matrices with prescribed spectra, as dense operators, and operators that misbehave."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from theodolite.linalg import Dense
+from theodolite.linalg import Dense, LinearOperator
 
 SPECTRA: dict[str, np.ndarray] = {
     "geometric": 0.9 ** np.arange(120),
@@ -44,3 +44,37 @@ def vector(n: int, *, columns: int | None = None, dtype: torch.dtype = torch.flo
     """A random vector, or a block of them."""
     shape = (n,) if columns is None else (n, columns)
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+class Counted(LinearOperator):
+    """An operator that counts its products and the blocks they come in."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        super().__init__(
+            shape=operator.shape, dtype=operator.dtype, device=operator.device, symmetric=operator.symmetric
+        )
+        self.operator = operator
+        self.blocks: list[int] = []
+
+    @property
+    def products(self) -> int:
+        return sum(self.blocks)
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        self.blocks.append(V.shape[1])
+        return self.operator @ V
+
+
+class Explodes(LinearOperator):
+    """The identity until a product, counted from 1, in which the first entry becomes NaN."""
+
+    def __init__(self, n: int, *, at: int) -> None:
+        super().__init__(shape=(n, n), dtype=torch.float64, device="cpu", symmetric=True)
+        self.left = at
+
+    def _matmat(self, V: Tensor) -> Tensor:
+        product = torch.arange(1.0, len(V) + 1, dtype=V.dtype)[:, None] * V
+        self.left -= V.shape[1]
+        if self.left <= 0:
+            product[0] = torch.nan
+        return product

@@ -46,6 +46,8 @@ class Scaled(LinearOperator):
     def __init__(self, factor: float, operator: LinearOperator) -> None:
         if not math.isfinite(factor):
             raise OperatorError(f"{operator!r} was multiplied by {factor}; expected a finite number.")
+        if isinstance(operator, Scaled):
+            factor, operator = factor * operator.factor, operator.operator
         super().__init__(
             shape=operator.shape, dtype=operator.dtype, device=operator.device, symmetric=operator.symmetric
         )
@@ -55,7 +57,7 @@ class Scaled(LinearOperator):
         return self.factor * (self.operator @ V)
 
     def _expression(self) -> str:
-        sign = {1.0: "1·", -1.0: "-"}.get(self.factor, f"{self.factor:.4g}·")
+        sign = {1.0: "", -1.0: "-"}.get(self.factor, f"{self.factor:.4g}·")
         return sign + _as_factor(self.operator)
 
 

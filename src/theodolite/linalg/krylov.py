@@ -105,12 +105,12 @@ class Krylov:
         self.basis.append(self._next)
         product = self.operator @ self._next
         w, coefficients = self.basis.orthogonalise(product)
-        diagonal, beta = torch.stack([coefficients[-1].double(), vectors.norm(w)]).tolist()
+        *row, beta = torch.cat([coefficients.double(), vectors.norm(w)[None]]).tolist()
         self.products += 1
         self.block_steps += 1
-        if not math.isfinite(diagonal + beta):
+        if not math.isfinite(sum(row) + beta):
             raise non_finite_product(self.operator, product, number=self.products)
-        self._border(diagonal)
+        self._border(np.array(row))
         scale = math.hypot(float(np.linalg.norm(self._T[-1])), beta)
         self.rounding = max(self.rounding, torch.finfo(self.operator.dtype).eps * scale)
         self._coupling = np.zeros(len(self))
@@ -120,7 +120,10 @@ class Krylov:
             self.drop_residual()
 
     def drop_residual(self) -> None:
-        """Begin a new block at the next step; what is dropped stays in the bounds."""
+        """Begin a new block at the next step; what is dropped stays in the bounds.
+
+        It also couples the vectors before to those after, so that T has full rows from here on.
+        """
         self._dropped = self._dropped + self._coupling
         self._coupling = np.zeros(len(self))
         self._next = None
@@ -150,13 +153,15 @@ class Krylov:
         fresh, _ = self.basis.orthogonalise(self._draw())
         self._next = _unit(fresh)
 
-    def _border(self, diagonal: float) -> None:
-        """Add a row and a column to T."""
+    def _border(self, row: Float[np.ndarray, " j"]) -> None:
+        """Add the inner products of the last vector's product with the basis to T."""
         j = len(self)
+        if self.blocks == 1:
+            # Exact arithmetic has only these; what else was found is rounding.
+            row[:-1] = self._coupling
         T = np.zeros((j, j))
         T[:-1, :-1] = self._T
-        T[-1, :-1] = T[:-1, -1] = self._coupling
-        T[-1, -1] = diagonal
+        T[-1], T[:, -1] = row, row
         self._T = T
         self._dropped = np.append(self._dropped, 0.0)
 

@@ -41,7 +41,7 @@ class LinearOperator(ABC):
         >>> (A.shift(1.0) @ torch.ones(3, dtype=torch.float64)).tolist()
         [3.0, 3.0, 3.0]
         >>> A.shift(1.0)
-        <Twice + 1·Identity: 3×3, float64, cpu, symmetric>
+        <Twice + Identity: 3×3, float64, cpu, symmetric>
     """
 
     # numpy scalars must leave ``c * A`` to __rmul__ instead of looking for entries.
@@ -94,7 +94,7 @@ class LinearOperator(ABC):
     def __sub__(self, other: LinearOperator) -> LinearOperator:
         return self + -1.0 * other if isinstance(other, LinearOperator) else NotImplemented
 
-    def __mul__(self, factor: float) -> LinearOperator:
+    def __mul__(self, factor: float | int) -> LinearOperator:
         from theodolite.linalg.composites import Scaled
 
         return Scaled(float(factor), self) if _is_number(factor) else NotImplemented
@@ -104,14 +104,14 @@ class LinearOperator(ABC):
     def __neg__(self) -> LinearOperator:
         return -1.0 * self
 
-    def __truediv__(self, divisor: float) -> LinearOperator:
+    def __truediv__(self, divisor: float | int) -> LinearOperator:
         if not _is_number(divisor):
             return NotImplemented
         if divisor == 0:
             raise OperatorError(f"{self!r} was divided by zero.")
         return (1.0 / float(divisor)) * self
 
-    def shift(self, sigma: float) -> LinearOperator:
+    def shift(self, sigma: float | int) -> LinearOperator:
         """A + σ·I."""
         from theodolite.linalg.structured import Identity
 
@@ -213,14 +213,14 @@ def finite_product(A: LinearOperator, V: Float[Tensor, "n k"], *, before: int) -
 def non_finite_product(A: LinearOperator, product: Tensor, *, number: int) -> NonFiniteError:
     """The error for a finite vector with a product that is not."""
     bad = int((~torch.isfinite(product)).sum())
-    found = f"has {bad} of {product.numel()} entries NaN or infinite" if bad else "overflows when its norm is taken"
     return NonFiniteError(
-        f"Product {number} with {A!r} {found}, although the vector was finite. "
+        f"Product {number} with {A!r} has {bad} of {product.numel()} entries NaN or infinite, although the vector was "
+        "finite. "
         "Check the loss and its gradient at these parameters, or compute in a wider dtype."
     )
 
 
-def bytes_in_words(count: float) -> str:
+def bytes_in_words(count: int) -> str:
     """A number of bytes as a reader says it: ``1.5 GiB``."""
     power = min(max(int(math.log(max(count, 1), 1024)), 0), 4)
     return f"{count / 1024**power:.3g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
