@@ -208,12 +208,11 @@ def test_a_single_survey_has_no_steps():
 def test_an_unknown_rule_is_not_judged():
     unknown = {
         "threshold": NAN,
-        "ratio": NAN,
         "preconditioned_sharpness": NAN,
         "optimizer": "Muon",
         "rule": "no rule for Muon",
     }
-    finding = only([reading(0, 1.0, **unknown), reading(10, 1.0, **unknown)])
+    finding = only([reading(0, NAN, **unknown), reading(10, NAN, **unknown)])
     assert finding.title == "The stability bound of Muon is not known"
 
 
