@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from linalg.matrices import SPECTRA, Explodes, vector, with_spectrum
 
+from linalg.matrices import SPECTRA, Explodes, vector, with_spectrum
 from theodolite.errors import NonFiniteError
 from theodolite.linalg import LinearOperator
 from theodolite.linalg.basis import Basis, orthonormal_rows

@@ -48,7 +48,7 @@ def cg(
     *,
     tol: float = 1e-6,
     max_products: int | None = None,
-    x0: Float[Tensor, "n *k"] | None = None,
+    x0: Float[Tensor, "..."] | None = None,
     preconditioner: LinearOperator | None = None,
 ) -> Solution:
     """Solve A x = b for a symmetric positive definite A.

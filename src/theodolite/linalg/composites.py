@@ -51,7 +51,8 @@ class Scaled(LinearOperator):
         super().__init__(
             shape=operator.shape, dtype=operator.dtype, device=operator.device, symmetric=operator.symmetric
         )
-        self.factor, self.operator = factor, operator
+        self.factor: float = factor
+        self.operator: LinearOperator = operator
 
     def _matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
         return self.factor * (self.operator @ V)

@@ -116,6 +116,9 @@ class Krylov:
         self._coupling = np.zeros(len(self))
         self._coupling[-1] = beta
         self._next = w / beta if beta > 0 else None
+        if self.exhausted:
+            # Whatever was dropped lies in the space by now.
+            self._coupling, self._dropped = np.zeros(len(self)), np.zeros(len(self))
         if self.exhausted or beta <= NOISE * self.rounding:
             self.drop_residual()
 
