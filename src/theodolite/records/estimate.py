@@ -57,6 +57,5 @@ def _rounded(value: float, stderr: float) -> str:
         return f"{value:.9g} ± {stderr:.1g}"
     exponent = math.floor(math.log10(stderr))
     decimals = (1 if stderr / 10.0**exponent < 2 else 0) - exponent
-    if decimals >= 0:
-        return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
-    return f"{round(value, decimals):.0f} ± {round(stderr, decimals):.0f}"
+    value, stderr = round(value, decimals) + 0.0, round(stderr, decimals)  # adding zero turns -0.0 into 0.0
+    return f"{value:.{max(decimals, 0)}f} ± {stderr:.{max(decimals, 0)}f}"
