@@ -179,7 +179,7 @@ def _gradient(problem: Problem, model: nn.Module, piece: Chunk, point: Point, *,
     """Gradient of the mean over the piece, so that scales do not depend on how many samples it has."""
     total, weight = problem.objective.evaluate(model, piece.batch)
     if not torch.isfinite(total):
-        raise non_finite_loss(float(total), where="the first batch")
+        raise non_finite_loss(float(total.detach()), where="the first batch")
     return gradients(total / max(weight, 1e-12), point.leaves, create_graph=create_graph)
 
 

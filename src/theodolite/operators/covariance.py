@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from theodolite.errors import OperatorError
 from theodolite.operators.graphs import Graph, SandwichGraph
@@ -45,7 +43,6 @@ class GradientCovariance(ProblemOperator):
         shares = self.problem.objective.shares(model, chunk.batch)
         return SandwichGraph(shares, point.leaves, weight, lambda vector: vector)
 
-    def _scale(self, weights: Float[Tensor, " c"], samples: int) -> float:
+    def _mean_scale(self, weight: float, samples: int) -> float:
         # g_i = (N / W) ∇share_i, so that (1/N) Σ g_i is the gradient of Σ share_i / W.
-        weight = self.problem.total_weight(weights.to(torch.float64))
         return samples / weight**2

@@ -72,7 +72,7 @@ class Hessian(ProblemOperator):
             return DifferenceGraph(self.problem, chunk, point)
         total, weight = self.problem.objective.evaluate(model, chunk.batch)
         if not torch.isfinite(total):
-            raise non_finite_loss(float(total), where=f"batch {chunk.index}")
+            raise non_finite_loss(float(total.detach()), where=f"batch {chunk.index}")
         return GradientGraph(gradients(total, point.leaves, create_graph=True), point.leaves, weight)
 
     def _fall_back(self, error: DerivativeError) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import TypeVar
 
 import torch
@@ -71,9 +72,12 @@ class ProblemOperator(LinearOperator):
     def _graph(self, model: nn.Module, chunk: Chunk, point: Point) -> Graph:
         """The differentiated graph of one chunk."""
 
+    def _mean_scale(self, weight: float, samples: int) -> float:
+        """What summed products are multiplied by, for a mean over ``samples`` that weigh ``weight`` together."""
+        return 1.0 / weight
+
     def _scale(self, weights: Float[Tensor, " c"], samples: int) -> float:
-        """What the summed products are multiplied by."""
-        return 1.0 / self.problem.total_weight(weights)
+        return self._mean_scale(self.problem.total_weight(weights), samples)
 
     def block(self: Whole, pattern: Selection) -> Whole:
         """The diagonal block of the parameters that match a glob, several, or a predicate; cheaper than the whole.
@@ -94,14 +98,51 @@ class ProblemOperator(LinearOperator):
         """What the operator has cost so far."""
         return Cost(products=float(self.products), gradients=self.gradients, seconds=self.seconds)
 
+    def by_chunk(self, V: Float[Tensor, "n k"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "c k"]]:
+        """A V, and each vector's quadratic form vᵀAv with every chunk left out in turn, for the jackknife.
+
+        Cost: k products.
+        """
+        start = clock(self.problem)
+        rows, forms, weights, samples = V.T.contiguous(), [], [], []
+        total = torch.zeros_like(rows)
+        with self.problem.session():
+            self._prepare()
+            for graph, chunk, product in self._walk(rows):
+                total += product
+                forms.append((rows * product).sum(1).double())
+                weights.append(graph.weight)
+                samples.append(chunk.samples)
+        self._spent(rows, start)
+        return (total * self._factor).T, self._left_out(
+            torch.stack(forms), torch.tensor(weights, dtype=torch.float64), samples
+        )
+
+    def _left_out(
+        self, forms: Float[Tensor, "c k"], weights: Float[Tensor, " c"], samples: list[int]
+    ) -> Float[Tensor, "c k"]:
+        """Quadratic forms of the mean over all chunks but one; NaN with a single chunk."""
+        if len(samples) == 1:
+            return torch.full_like(forms, float("nan"))
+        # What is left keeps the denominator that its share of the weight has in the whole: 1 in all for a criterion that sums.
+        per_weight = self.problem.total_weight(weights) / float(weights.sum())
+        left = weights.sum() - weights
+        scales = [
+            self._mean_scale(float(weight) * per_weight, sum(samples) - count)
+            for weight, count in zip(left, samples, strict=True)
+        ]
+        return torch.tensor(scales, dtype=torch.float64, device=forms.device)[:, None] * (forms.sum(0) - forms)
+
     def _matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         start = clock(self.problem)
         rows = V.T.contiguous()
+        total = torch.zeros_like(rows)
         with self.problem.session():
             self._prepare()
-            result = self._sum_over_chunks(rows) * self._factor
-        self.products += rows.shape[0]
-        self.seconds += clock(self.problem) - start
+            for _, _, product in self._walk(rows):
+                total += product
+        result = total * self._factor
+        self._spent(rows, start)
         if not bool(torch.isfinite(result).all()):
             raise NonFiniteError(
                 f"Expected a finite product of {self.name} and vector, found {int((~torch.isfinite(result)).sum())} of "
@@ -109,6 +150,10 @@ class ProblemOperator(LinearOperator):
                 "derivative (a square root or norm at 0). Use dtype=torch.float64, or leave those parameters out with params=."
             )
         return result.T
+
+    def _spent(self, rows: Float[Tensor, "k n"], start: float) -> None:
+        self.products += rows.shape[0]
+        self.seconds += clock(self.problem) - start
 
     def _prepare(self) -> None:
         """Forget graphs of older parameters; measure memory before the first graph."""
@@ -130,11 +175,13 @@ class ProblemOperator(LinearOperator):
 
         return self.problem.call(build, point) / piece.samples
 
-    def _sum_over_chunks(self, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
+    def _walk(self, rows: Float[Tensor, "k n"]) -> Iterator[tuple[Graph, Chunk, Float[Tensor, "k n"]]]:
+        """Every chunk with its graph and products; graphs are kept on the way while they fit."""
         if self._complete:
-            return self._over_kept(rows)
+            for graph, chunk, buffers in self._kept:
+                yield graph, chunk, self._apply(graph, chunk, buffers, rows)
+            return
         point = self.problem.point()
-        total = torch.zeros_like(rows)
         weights, samples, used = [], 0, 0.0
         for chunk in self.problem.chunks():
             if chunk.index < len(self._kept):
@@ -145,18 +192,11 @@ class ProblemOperator(LinearOperator):
                 used += self._bytes(chunk)
                 if self._may_keep(used) and chunk.index == len(self._kept):
                     self._kept.append((graph, chunk, buffers))
-            total += self._apply(graph, chunk, buffers, rows)
             weights.append(graph.weight)
             samples += chunk.samples
+            yield graph, chunk, self._apply(graph, chunk, buffers, rows)
         self._complete = len(self._kept) == len(weights)
         self._factor = self._scale(torch.tensor(weights, dtype=torch.float64), samples)
-        return total
-
-    def _over_kept(self, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
-        total = torch.zeros_like(rows)
-        for graph, chunk, buffers in self._kept:
-            total += self._apply(graph, chunk, buffers, rows)
-        return total
 
     def _build(self, chunk: Chunk, point: Point, buffers: dict[str, Tensor]) -> Graph:
         self.gradients += chunk.samples / self.problem.samples

@@ -1,0 +1,168 @@
+"""Sharpness of a problem against the stability bound of its optimiser."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.optim import Optimizer
+
+from theodolite.errors import NonFiniteError
+from theodolite.linalg import Congruence, Diagonal, Eigenpairs, LinearOperator, lanczos
+from theodolite.measures.curvature import context_of, verified
+from theodolite.measures.gradients import gradients
+from theodolite.measures.rules import Rule, momentum_of, rule_of
+from theodolite.operators import Hessian
+from theodolite.problem import Problem
+from theodolite.records import Cost, Gradients, Stability
+
+
+def stability(
+    problem: Problem,
+    optimizer: Optimizer,
+    *,
+    tol: float = 1e-2,
+    seed: int = 0,
+    start: Float[Tensor, "*j n"] | None = None,
+    max_products: int = 100,
+    step: int | None = None,
+) -> Stability:
+    """Sharpness against 2/lr, in the form that the optimiser's own recursion has on a quadratic.
+
+    The preconditioner is held at its current value, as at the edge of stability, where it changes slowly.
+
+    Cost: one gradient, and 10 to 30 products for the sharpness; for an optimiser with a preconditioner or several
+    learning rates as many again.
+
+    Args:
+        problem: what to survey; ``mode="train"`` measures what training sees of a BatchNorm network.
+        optimizer: its groups and state are read, never written.
+        tol: relative residual to reach.
+        seed: of the start vector.
+        start: vector to start from, e.g. the top eigenvector at an earlier step.
+        max_products: for each eigenvalue.
+        step: optimiser step, kept in the record.
+
+    Returns:
+        A record; NaN for a loss that is not finite and for bounds that are not known.
+
+    References:
+        Cohen et al., "Gradient descent on neural networks typically occurs at the edge of stability" (2021).
+        Cohen et al., "Adaptive gradient methods at the edge of stability" (2022).
+        Gilmer et al., "A loss curvature perspective on training instability in deep learning" (2021).
+    """
+    return stability_and_vectors(
+        problem, optimizer, tol=tol, seed=seed, start=start, max_products=max_products, step=step
+    )[0]
+
+
+def stability_and_vectors(
+    problem: Problem,
+    optimizer: Optimizer,
+    *,
+    tol: float,
+    seed: int,
+    start: Float[Tensor, "*j n"] | None,
+    max_products: int,
+    step: int | None,
+) -> tuple[Stability, Float[Tensor, "j n"] | None]:
+    """The record, and the eigenvector that the next measurement can start from."""
+    started = time.perf_counter()
+    here = gradients(problem)
+    if not math.isfinite(here.loss):
+        return _unreadable(here, optimizer, tol=tol, seed=seed, step=step, reason="the loss is not finite"), None
+    H = Hessian(problem)
+    try:
+        found = lanczos(H, k=1, tol=tol, seed=seed, start=start, max_products=max_products, memory=problem.memory)
+        values, residuals, errors = verified(H, found)
+        sharpness = float(values[0])
+        rule = rule_of(optimizer, problem)
+        judged = _judge(H, rule, found, sharpness, tol=tol, seed=seed, max_products=max_products)
+    except NonFiniteError as error:
+        return _unreadable(here, optimizer, tol=tol, seed=seed, step=step, reason=str(error)), None
+    preconditioned, ratio, worst = judged
+    residual = max(float(residuals[0]), worst)
+    return Stability(
+        step=step,
+        cost=replace(H.cost + here.cost, seconds=time.perf_counter() - started),
+        seed=seed,
+        notes=(*H.notes, *_notes(rule, optimizer)),
+        context=context_of(problem, H),
+        loss=here.loss,
+        loss_stderr=here.loss_stderr,
+        gradient_norm=here.norm,
+        sharpness=sharpness,
+        sharpness_stderr=float(errors[0]),
+        residual=residual,
+        converged=bool(residual <= tol and found.settled),
+        tol=tol,
+        preconditioned_sharpness=preconditioned,
+        threshold=rule.threshold if rule is not None else float("nan"),
+        ratio=ratio,
+        learning_rate=float(optimizer.param_groups[0]["lr"]),
+        momentum=momentum_of(optimizer),
+        optimizer=type(optimizer).__name__,
+        rule=rule.words if rule is not None else "unknown",
+    ), found.vectors
+
+
+def _judge(
+    H: Hessian, rule: Rule | None, found: Eigenpairs, sharpness: float, *, tol: float, seed: int, max_products: int
+) -> tuple[float, float, float]:
+    """Preconditioned sharpness, stability ratio, and the worst residual of what they took."""
+    if rule is None:
+        return float("nan"), float("nan"), 0.0
+    plain = bool((rule.precondition == 1).all()) and rule.uniform
+    if plain and not bool(rule.coupled_decay.any()):
+        return sharpness, sharpness * rule.learning_rate / rule.bound + rule.decoupled_decay, 0.0
+    decayed: LinearOperator = H + Diagonal(rule.coupled_decay) if bool(rule.coupled_decay.any()) else H
+    scale = rule.precondition if rule.uniform else rule.reach.sqrt()
+    # The eigenvectors of H say nothing of those of P^-½HP^-½ when P spans orders of magnitude.
+    start = found.vectors if plain else None
+    top = lanczos(Congruence(decayed, scale), k=1, tol=tol, seed=seed, start=start, max_products=max_products)
+    value, residual = float(top.values[0]), float(top.residuals[0]) if top.settled else float("inf")
+    if rule.uniform:
+        return value, value * rule.learning_rate / rule.bound + rule.decoupled_decay, residual
+    # With several learning rates no one threshold exists: what is compared is the ratio itself, against 1.
+    return value, value + rule.decoupled_decay, residual
+
+
+def _unreadable(
+    here: Gradients, optimizer: Optimizer, *, tol: float, seed: int, step: int | None, reason: str
+) -> Stability:
+    nan = float("nan")
+    return Stability(
+        step=step,
+        cost=here.cost + Cost(),
+        seed=seed,
+        notes=(f"no sharpness: {reason}",),
+        context=here.context,
+        loss=here.loss,
+        loss_stderr=here.loss_stderr,
+        gradient_norm=here.norm,
+        sharpness=nan,
+        sharpness_stderr=nan,
+        residual=nan,
+        converged=False,
+        tol=tol,
+        preconditioned_sharpness=nan,
+        threshold=nan,
+        ratio=nan,
+        learning_rate=float(optimizer.param_groups[0]["lr"]),
+        momentum=momentum_of(optimizer),
+        optimizer=type(optimizer).__name__,
+        rule="not judged",
+    )
+
+
+def _notes(rule: Rule | None, optimizer: Optimizer) -> tuple[str, ...]:
+    if rule is None:
+        return (f"no stability bound: {type(optimizer).__name__} is not known, or has no state before its first step",)
+    return (
+        ()
+        if rule.uniform
+        else ("several learning rates: preconditioned_sharpness is the ratio itself, the threshold 1",)
+    )

@@ -1,0 +1,147 @@
+"""Spectrum, density and trace equal the dense Hessian's, and say when they do not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from families import BY_NAME, FAMILIES, Family, dense_oracle
+from theodolite.errors import NonFiniteError, NotConvergedWarning, OperatorError
+from theodolite.measures import density, spectrum, trace
+from theodolite.measures.curvature import OPERATORS
+from theodolite.problem import Problem
+
+all_families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+
+
+@all_families
+def test_spectrum_equals_dense_eigenvalues(family: Family) -> None:
+    dense = torch.linalg.eigvalsh(dense_oracle(family)[2]).flip(0).numpy()
+    found = spectrum(family.problem(), k=3, which="both", tol=1e-9)
+    expected = np.concatenate([dense[:3], dense[-3:]])
+    np.testing.assert_allclose(found.eigenvalues, expected, atol=1e-8 * np.abs(dense).max())
+    assert found.converged.all()
+    assert (found.residuals <= 1e-9).all()
+
+
+@all_families
+def test_residuals_are_those_of_the_returned_vectors(family: Family) -> None:
+    H = dense_oracle(family)[2].numpy()
+    found = spectrum(family.problem(), k=2, tol=1e-4)
+    vectors = found.eigenvectors
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-12)
+    scale = np.maximum(np.abs(found.eigenvalues), 1e-3 * np.abs(np.linalg.eigvalsh(H)).max())
+    true = np.linalg.norm(vectors @ H - found.eigenvalues[:, None] * vectors, axis=1) / scale
+    np.testing.assert_allclose(found.residuals, true, rtol=1e-2, atol=1e-9)
+
+
+def test_a_run_that_is_cut_off_says_so() -> None:
+    with pytest.warns(NotConvergedWarning, match="3 of 3 eigenpairs did not reach a residual of 1e-09 in 4 products"):
+        found = spectrum(BY_NAME["convnet"].problem(), k=3, tol=1e-9, max_products=4)
+    assert not found.converged.any()
+    assert "NOT" in repr(found).upper()
+
+
+def test_more_pairs_than_parameters_are_refused() -> None:
+    with pytest.raises(OperatorError, match=r"between 1 and 79 eigenpairs.*found 80 \(k=40, which='both'\)"):
+        spectrum(BY_NAME["mlp"].problem(), k=40, which="both")
+
+
+def test_eigenvectors_beyond_the_cap_are_dropped_with_a_note() -> None:
+    found = spectrum(BY_NAME["mlp"].problem(), k=2, keep_vectors_below=100)
+    assert found.eigenvectors is None
+    assert any("eigenvectors dropped" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("operator", ["hessian", "ggn", "covariance"])
+@pytest.mark.parametrize("name", ["mlp", "mlp-weighted", "mlp-sum", "transformer"])
+def test_data_error_is_the_jackknife_with_fixed_eigenvectors(name: str, operator: str) -> None:
+    family = BY_NAME[name]
+    model, batches = family.model_and_data()
+    found = spectrum(family.problem_of(model, batches), k=2, tol=1e-10, operator=operator)
+    quotients = []
+    for leave in range(len(batches)):
+        rest = family.problem_of(model, [batch for i, batch in enumerate(batches) if i != leave])
+        H = OPERATORS[operator](rest).dense().numpy()
+        value = np.einsum("kn,nm,km->k", found.eigenvectors, H, found.eigenvectors)
+        # A criterion that sums is compared on the scale of the whole data, by its share of the weight.
+        if not rest.objective.averages():
+            share = float(rest.totals()[1].sum()) / float(family.problem_of(model, batches).totals()[1].sum())
+            value = value / share if operator != "covariance" else value / share**2
+        quotients.append(value)
+    c = len(batches)
+    expected = np.sqrt((c - 1) / c * np.square(quotients - np.mean(quotients, axis=0)).sum(axis=0))
+    np.testing.assert_allclose(found.data_stderr, expected, rtol=1e-7)
+
+
+def test_data_error_is_unknown_with_one_chunk() -> None:
+    model, batches = BY_NAME["mlp"].model_and_data()
+    found = spectrum(BY_NAME["mlp"].problem_of(model, batches[:1]), k=1)
+    assert np.isnan(found.data_stderr).all()
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet", "transformer"])
+def test_density_has_the_moments_of_the_dense_spectrum(name: str) -> None:
+    family = BY_NAME[name]
+    eigenvalues = torch.linalg.eigvalsh(dense_oracle(family)[2]).numpy()
+    found = density(family.problem(), probes=60, steps=12)
+    for power in (1, 2):
+        samples = found.size * (found.weights * np.nan_to_num(found.nodes) ** power).sum(1)
+        stderr = samples.std(ddof=1) / np.sqrt(len(samples))
+        assert abs(samples.mean() - (eigenvalues**power).sum()) < 3.5 * stderr
+    assert np.nanmax(found.nodes) <= eigenvalues.max() * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "hutch++"])
+def test_trace_is_within_its_error(method: str) -> None:
+    family = BY_NAME["convnet"]
+    H = dense_oracle(family)[2]
+    found = trace(family.problem(), probes=60, method=method)
+    assert abs(found.value - float(H.trace())) < 3.5 * found.stderr
+    assert found.stderr > 0
+
+
+def test_layer_traces_add_up_and_are_within_their_errors() -> None:
+    family = BY_NAME["convnet"]
+    H = dense_oracle(family)[2]
+    problem = family.problem()
+    found = trace(problem, probes=80)
+    assert found.layer_values.sum() == pytest.approx(found.value)
+    for layer, where in problem.layout.layer_slices.items():
+        index = found.layers.index(layer)
+        exact = float(H[where, where].trace())
+        assert abs(found.layer_values[index] - exact) < 4 * found.layer_stderrs[index] + 1e-12
+
+
+@pytest.mark.parametrize("engine", ["retained", "vmap", "fresh", "difference"])
+def test_the_same_seed_gives_the_same_record(engine: str) -> None:
+    family = BY_NAME["transformer"]
+    first, second = (spectrum(family.problem(engine=engine), k=2, seed=3) for _ in range(2))
+    np.testing.assert_array_equal(first.eigenvalues, second.eigenvalues)
+    np.testing.assert_array_equal(first.eigenvectors, second.eigenvectors)
+
+
+def test_the_timed_choice_of_engine_changes_no_more_than_rounding() -> None:
+    family = BY_NAME["transformer"]
+    found = [
+        spectrum(family.problem(engine=engine), k=2, seed=3).eigenvalues for engine in ("auto", "retained", "vmap")
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-12)
+    np.testing.assert_allclose(found[0], found[2], rtol=1e-12)
+
+
+def test_a_loss_that_is_not_finite_has_no_spectrum() -> None:
+    x = torch.randn(4, 3)
+    x[2, 1] = float("nan")
+    problem = Problem(torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss(), [(x, torch.zeros(4, dtype=torch.int64))])
+    with pytest.raises(NonFiniteError, match="Expected a finite loss at the first batch, found nan"):
+        spectrum(problem, k=1)
+
+
+def test_cost_counts_products_and_passes() -> None:
+    found = spectrum(BY_NAME["mlp"].problem(), k=2, which="largest")
+    assert found.cost.products >= 10
+    assert found.cost.gradients == pytest.approx(1.0)
+    assert found.cost.seconds > 0
+    assert "certificate" in found.context
