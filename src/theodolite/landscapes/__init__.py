@@ -1,1 +1,8 @@
 """From a problem to losses along lines and over planes."""
+
+from theodolite.landscapes.directions import filter_normalised, gaussian, normalise
+from theodolite.landscapes.lines import line
+from theodolite.landscapes.planes import plane
+from theodolite.landscapes.trajectories import PrincipalDirections, trajectory
+
+__all__ = ["PrincipalDirections", "filter_normalised", "gaussian", "line", "normalise", "plane", "trajectory"]

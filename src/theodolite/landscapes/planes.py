@@ -1,0 +1,176 @@
+"""Losses over a plane through the parameters."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from theodolite.errors import ProblemError
+from theodolite.landscapes import trajectories
+from theodolite.landscapes.directions import as_direction, cosine, flat_parameters, length, random_pair, to_numpy
+from theodolite.landscapes.grids import Spans, both
+from theodolite.landscapes.lines import KEEP
+from theodolite.landscapes.readings import OnPoint, Reading, at_parameters, read, read_grid, stderrs
+from theodolite.landscapes.remarks import context, cost, kept, remarks
+from theodolite.landscapes.trajectories import Projection
+from theodolite.problem import Problem
+from theodolite.records import Plane, Snapshot
+
+Vector = Tensor | np.ndarray
+
+
+def plane(
+    problem: Problem,
+    *,
+    directions: Literal["filter", "gaussian", "trajectory"] | tuple[Vector, Vector] = "filter",
+    points: int | tuple[int, int] = 51,
+    span: Spans | None = None,
+    seed: int = 0,
+    trajectory: Sequence[Snapshot] = (),
+    keep_directions_below: int = KEEP,
+    on_point: OnPoint | None = None,
+) -> Plane:
+    """Losses L(θ + α·d₁ + β·d₂) on the same samples at every point.
+
+    The model is not written to: every point starts from θ, in place of the parameters. 0 is among the positions of an
+    axis where its span contains it, and the loss of the centre is that of θ, bit for bit. BatchNorm uses the statistics
+    that the mode of the problem says, stored ones by default, also at the checkpoints of a trajectory.
+
+    Cost: one forward pass a point and one a checkpoint, one more where the grid does not contain the centre.
+
+    Args:
+        problem: what is surveyed.
+        directions: ``"filter"`` (Gaussian with the norms of the model's filters; biases and norm weights stay) or
+            ``"gaussian"``, the second made orthogonal to the first; ``"trajectory"``, the unit principal directions of
+            the trajectory; or two vectors of n numbers in the order of ``named_parameters()``, used as they are.
+        points: number of positions on each axis, or on both, evenly spaced on each side of 0.
+        span: first and last position on both axes, in units of the directions, or a pair of those. By default (−1, 1),
+            for ``"trajectory"`` what holds the path with a margin of 15 % of its extent.
+        seed: of random directions; the first is that of ``line``.
+        trajectory: checkpoints whose path is laid over the plane, whatever its directions; ``"trajectory"`` needs three.
+        keep_directions_below: bytes up to which the record keeps both directions; 256 MiB by default.
+        on_point: called after every point of the grid with the number done and the number of all.
+
+    Returns:
+        Positions, losses, standard errors of their rise above the centre from the data, and the path.
+
+    Raises:
+        ProblemError: directions of another length, of zeros or parallel, a span that does not increase, too few points,
+            snapshots that are missing, too few or of another size.
+        NonFiniteError: parameters or directions are not finite. Losses that are not finite are readings.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Linear(3, 2)
+        >>> problem = Problem(model, nn.MSELoss(), [(torch.randn(8, 3), torch.randn(8, 2)) for _ in range(4)])
+        >>> surveyed = plane(problem, points=(5, 3), span=((-1, 1), (0, 2)))
+        >>> surveyed.center == problem.loss()
+        True
+
+    References:
+        Li, Xu, Taylor, Studer & Goldstein, "Visualizing the loss landscape of neural nets" (2018).
+    """
+    started = time.perf_counter()
+    parameters = flat_parameters(problem)
+    snapshots, lost = _finite(trajectory, parameters)
+    (first, second), name = _pair(problem, directions, seed, snapshots, parameters)
+    angle = cosine(first, second)
+    path = _path(snapshots, parameters, first, second)
+    alphas, betas = both(points, _spans(span, name, path))
+    center = read(problem, problem.point())
+    coordinates = np.stack(np.meshgrid(alphas, betas, indexing="ij"), axis=-1).reshape(-1, 2)
+    readings = read_grid(problem, coordinates, (first, second), center=center, on_point=on_point)
+    checkpoints = [_read_snapshot(problem, snapshot) for snapshot in snapshots]
+    losses = np.array([reading.loss for reading in readings]).reshape(alphas.size, betas.size)
+    stored, dropped = kept((first, second), below=keep_directions_below)
+    return Plane(
+        alphas=alphas,
+        betas=betas,
+        losses=losses,
+        stderrs=stderrs(readings, center=center).reshape(losses.shape),
+        directions=None if stored is None else (stored[0], stored[1]),
+        direction_norms=(length(first), length(second)),
+        cosine=angle,
+        name=name,
+        parameter_norm=length(parameters),
+        path=None if path is None else path.coordinates,
+        path_steps=_steps(snapshots),
+        path_losses=None if path is None else np.array([reading.loss for reading in checkpoints]),
+        path_distances=None if path is None else path.distances,
+        explained=None if path is None else path.explained,
+        cost=cost([*readings, center, *checkpoints], started=started),
+        seed=seed if name in ("filter", "gaussian") else None,
+        notes=(*remarks(readings, center), *lost, *_statistics(problem, path), *dropped),
+        context=context(problem, name=name, center=center),
+    )
+
+
+def _finite(
+    snapshots: Sequence[Snapshot], parameters: Float[Tensor, " n"]
+) -> tuple[tuple[Snapshot, ...], tuple[str, ...]]:
+    """The checkpoints from before training diverged."""
+    trajectories.check(snapshots, size=parameters.numel())
+    kept = tuple(snapshot for snapshot in snapshots if np.isfinite(snapshot.parameters).all())
+    lost = len(snapshots) - len(kept)
+    return kept, (f"{lost} of {len(snapshots)} snapshots are not finite and not on the path",) if lost else ()
+
+
+def _pair(
+    problem: Problem,
+    directions: str | tuple[Vector, Vector],
+    seed: int,
+    snapshots: Sequence[Snapshot],
+    parameters: Float[Tensor, " n"],
+) -> tuple[tuple[Tensor, Tensor], str]:
+    pair: tuple[Vector, Vector]
+    name: str
+    match directions:
+        case "filter":
+            pair, name = random_pair(problem, seed=seed, how="filter"), directions
+        case "gaussian":
+            pair, name = random_pair(problem, seed=seed, how="none"), directions
+        case "trajectory":
+            pair, name = trajectories.trajectory(snapshots, center=to_numpy(parameters)).directions, directions
+        case (first, second):
+            pair, name = (first, second), "given"
+        case other:
+            raise ProblemError(
+                f"Expected directions to be 'filter', 'gaussian', 'trajectory' or two vectors, found {other!r}."
+            )
+    return (as_direction(pair[0], problem), as_direction(pair[1], problem)), name
+
+
+def _path(
+    snapshots: Sequence[Snapshot], parameters: Float[Tensor, " n"], first: Tensor, second: Tensor
+) -> Projection | None:
+    if not snapshots:
+        return None
+    return trajectories.project(snapshots, center=to_numpy(parameters), directions=(to_numpy(first), to_numpy(second)))
+
+
+def _spans(span: Spans | None, name: str, path: Projection | None) -> Spans:
+    if span is not None:
+        return span
+    return path.spans() if name == "trajectory" and path is not None else (-1.0, 1.0)
+
+
+def _read_snapshot(problem: Problem, snapshot: Snapshot) -> Reading:
+    flat = torch.from_numpy(np.array(snapshot.parameters)).to(problem.device, problem.dtype)
+    return read(problem, at_parameters(problem, flat))
+
+
+def _steps(snapshots: Sequence[Snapshot]) -> np.ndarray | None:
+    steps = [snapshot.step for snapshot in snapshots if snapshot.step is not None]
+    return np.array(steps, dtype=np.int64) if steps and len(steps) == len(snapshots) else None
+
+
+def _statistics(problem: Problem, path: Projection | None) -> tuple[str, ...]:
+    if path is None or problem.batchnorm is None or problem.batchnorm == "batch statistics":
+        return ()
+    return ("the path's losses use the BatchNorm statistics of the centre: a snapshot holds parameters alone",)
