@@ -82,7 +82,7 @@ def test_each_loss_has_a_range_of_its_own():
     calm = [*readings(0.9, 1.1, 1.5), *losses(100.0, 90.0, 80.0)]
     assert only(calm).severity == "warning"
     other = [loss(step, value, "val_loss") for step, value in ((0, 1.0), (10, 1.0), (20, 3.0))]
-    assert only([*calm, *other]).evidence["loss"] == "training 'val_loss'"
+    assert only([*calm, *other]).evidence["loss"] == "'val_loss'"
     assert only([*calm, loss(20, 1e9, "learning rate")]).severity == "warning"
 
 

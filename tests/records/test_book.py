@@ -174,6 +174,17 @@ def test_a_foreign_or_damaged_header_is_refused(folder):
     assert (folder / "log.jsonl").read_text() == '{"loss": 1}\n{"loss": 2}\n'
 
 
+@pytest.mark.parametrize("content", ["my only notes", '{"loss": 1}', '{"format":"another'])
+def test_a_foreign_file_without_an_end_of_line_is_not_taken_for_a_torn_log(content, tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text(content)
+    with pytest.raises(LogError, match="is not a run log"):
+        read(tmp_path)
+    with pytest.raises(LogError, match="is not a run log"):
+        Log(tmp_path)
+    assert path.read_text() == content
+
+
 def test_a_folder_without_a_log_is_refused_with_a_hint(folder, tmp_path_factory):
     shelf = tmp_path_factory.mktemp("shelf")
     Log(shelf / "mlp").close()

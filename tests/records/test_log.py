@@ -61,7 +61,8 @@ def test_ids_ascend_and_times_pass(tmp_path):
     assert read(book.path).elapsed[-1] > first
 
 
-def test_a_log_cut_at_every_byte_reads_all_complete_lines_and_goes_on(tmp_path):
+def test_a_log_cut_at_every_byte_reads_all_complete_lines_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # hundreds of openings, and the power stays on
     with Log(tmp_path) as log:
         for step in range(4):
             log.append(scalars(step) if step != 2 else snapshot(step))
@@ -206,7 +207,8 @@ def test_resume_false_never_touches_a_log(tmp_path):
     Log(tmp_path / "fresh", resume=False).close()
     with Log(tmp_path) as log:
         log.append(scalars(0))
-    content = (tmp_path / "log.jsonl").read_bytes()
+    content = (tmp_path / "log.jsonl").read_bytes()[:-3]
+    (tmp_path / "log.jsonl").write_bytes(content)
     with pytest.raises(LogError, match=f"{tmp_path} holds a log already and resume=False"):
         Log(tmp_path, resume=False)
     assert (tmp_path / "log.jsonl").read_bytes() == content

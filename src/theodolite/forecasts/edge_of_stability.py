@@ -10,12 +10,11 @@ from theodolite.forecasts.learning_rate import rate_advice, rates_allowed
 from theodolite.forecasts.loss_range import Excursion, excursion
 from theodolite.forecasts.order import at, by_step
 from theodolite.records import Record, Stability
+from theodolite.records.text import plural
 
 _RULE = "edge of stability"
 _REFERENCE = "Cohen et al. 2021 (edge of stability); Gilmer et al. 2021 (curvature and training instability)"
-_HOVER = (
-    0.2  # full-batch runs hover a few per cent to about a fifth above the bound (Cohen et al. 2021, figures 1 and 5)
-)
+_HOVER = 0.2  # runs hover just above the bound (Cohen et al. 2021); a fifth leaves room for the error of the data
 _HOVER_READINGS = 3
 
 
@@ -141,7 +140,7 @@ def _loss_words(reading: Stability, left: Excursion | None) -> str:
     if left is None:
         return "" if reading.step is None else "No loss left its range."
     warning = left.step - (reading.step or 0)
-    return f"{_departure_words(left)}; the crossing came {warning:,} steps before: that much warning there was."
+    return f"{_departure_words(left)}; the crossing came {plural(warning, 'step')} before: that much warning there was."
 
 
 def _departure_words(left: Excursion) -> str:
@@ -209,7 +208,7 @@ def _headroom(known: list[Stability], left: Excursion | None) -> Finding:
 
 def _below_words(known: list[Stability], peak: Stability, left: Excursion | None) -> str:
     words = (
-        f"In {len(known)} readings the stability ratio of {peak.optimizer} ({peak.rule}) was at most {_ratio(peak)}, "
+        f"In {plural(len(known), 'reading')} the stability ratio of {peak.optimizer} ({peak.rule}) was at most {_ratio(peak)}, "
         f"{at(peak.step)}."
     )
     if not peak.converged:
@@ -241,7 +240,7 @@ def _unknown(readings: list[Stability]) -> Finding:
         rule=_RULE,
         severity="info",
         title=f"The stability bound of {last.optimizer} is not known",
-        message=f"{len(readings)} readings have a sharpness but nothing to hold it against ({last.rule}).",
+        message=f"{plural(len(readings), 'reading')} of the sharpness, and nothing to hold it against ({last.rule}).",
         advice=f"Compare the sharpness, {last.sharpness:.4g} {at(last.step)}, with earlier runs of the same optimiser.",
         evidence={"readings": len(readings), "sharpness": last.sharpness},
         step=last.step,

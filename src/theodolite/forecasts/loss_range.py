@@ -51,9 +51,7 @@ def _losses(records: list[Record]) -> dict[str, list[tuple[int, float]]]:
     for scalars in by_step(records, Scalars):
         for name, value in scalars.values.items():
             if name.endswith("loss") and scalars.step is not None:
-                losses.setdefault(f"training {name!r}" if name != "loss" else "training loss", []).append(
-                    (scalars.step, value)
-                )
+                losses.setdefault("training loss" if name == "loss" else repr(name), []).append((scalars.step, value))
     for reading in by_step(records, Stability):
         if reading.step is not None:
             losses.setdefault("loss of the probe set", []).append((reading.step, reading.loss))

@@ -24,24 +24,15 @@ def non_finite(records: Sequence[Record]) -> Iterable[Finding]:
         return []
     step = found[0][0]
     first = {place: value for when, place, value in found if when == step}
-    later: dict[str, int | None] = {}
-    for when, place, _ in found:
-        if place not in first:
-            later.setdefault(place, when)
     names = list(first)
     title = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-    message = f"Not finite {at(step)}: {_listed([f'{place} = {value:g}' for place, value in first.items()])}."
-    if later:
-        message += f" Later also {_listed([f'{place} ({at(when)})' for place, when in later.items()])}."
-    earlier = [record.step for record in ordered if record.step is not None and record.step < (step or 0)]
-    if earlier:
-        message += f" The last records before it are from step {max(earlier):,}."
+    earlier = max((one.step for one in ordered if one.step is not None and one.step < (step or 0)), default=None)
     return [
         Finding(
             rule="non-finite reading",
             severity="critical",
             title=f"{title} {'is' if len(names) == 1 else 'are'} not finite {at(step)}",
-            message=message,
+            message=_message(found, first, step, earlier),
             advice=(
                 "Go back to a checkpoint before that step. If the stability ratio was above 1, lower the learning rate; "
                 "otherwise look at the batch of that step, at logarithms and divisions of small numbers, and at overflow "
@@ -51,6 +42,21 @@ def non_finite(records: Sequence[Record]) -> Iterable[Finding]:
             step=step,
         )
     ]
+
+
+def _message(
+    found: list[tuple[int | None, str, float]], first: dict[str, float], step: int | None, earlier: int | None
+) -> str:
+    later: dict[str, int | None] = {}
+    for when, place, _ in found:
+        if place not in first:
+            later.setdefault(place, when)
+    words = f"Not finite {at(step)}: {_listed([f'{place} = {value:g}' for place, value in first.items()])}."
+    if later:
+        words += f" Later also {_listed([f'{place} ({at(when)})' for place, when in later.items()])}."
+    if earlier is not None:
+        words += f" The last records before it are from step {earlier:,}."
+    return words
 
 
 def _listed(items: list[str]) -> str:

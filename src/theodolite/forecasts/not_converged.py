@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from theodolite.forecasts.finding import Finding
 from theodolite.forecasts.order import at, by_step
@@ -21,30 +23,36 @@ def not_converged(records: Sequence[Record]) -> Iterable[Finding]:
     """Name the eigenvalues that did not converge, with the residual reached; one finding for each kind of record."""
     spectra = by_step(records, Spectrum)
     for operator in sorted({spectrum.operator for spectrum in spectra}):
-        yield from _of(f"spectrum of the {operator}", [_Reading.of(one) for one in spectra if one.operator == operator])
-    yield from _of("sharpness", [_Reading.of(one) for one in by_step(records, Stability)])
+        yield from _of(f"spectrum of the {operator}", [_spectrum(one) for one in spectra if one.operator == operator])
+    yield from _of("sharpness", [_sharpness(one) for one in by_step(records, Stability)])
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Reading:
     """The part of a record that this rule looks at, whatever its class."""
 
-    def __init__(
-        self, step: int | None, tol: float, values: np.ndarray, residuals: np.ndarray, failed: np.ndarray
-    ) -> None:
-        self.step, self.tol = step, tol
-        self.values, self.residuals, self.failed = values, residuals, failed
-
-    @classmethod
-    def of(cls, record: Spectrum | Stability) -> _Reading:
-        if isinstance(record, Spectrum):
-            return cls(record.step, record.tol, record.eigenvalues, record.residuals, ~record.converged)
-        failed = np.array([not record.converged])
-        return cls(record.step, record.tol, np.array([record.sharpness]), np.array([record.residual]), failed)
+    step: int | None
+    tol: float
+    values: Float[np.ndarray, " k"]
+    residuals: Float[np.ndarray, " k"]
+    failed: Bool[np.ndarray, " k"]
 
     @property
     def worst(self) -> float:
         """Largest residual that missed the tolerance; an unknown one counts as infinite."""
         return float(np.nan_to_num(self.residuals[self.failed], nan=math.inf).max())
+
+
+def _spectrum(record: Spectrum) -> _Reading:
+    return _Reading(
+        step=record.step, tol=record.tol, values=record.eigenvalues, residuals=record.residuals, failed=~record.converged
+    )  # fmt: skip
+
+
+def _sharpness(record: Stability) -> _Reading:
+    values, residuals = np.array([record.sharpness]), np.array([record.residual])
+    failed = np.array([not record.converged])
+    return _Reading(step=record.step, tol=record.tol, values=values, residuals=residuals, failed=failed)
 
 
 def _of(what: str, readings: list[_Reading]) -> Iterable[Finding]:

@@ -62,11 +62,12 @@ def _conformed(value: Any, hint: Any, where: str, axes: dict[str, tuple[int, str
 
 
 def _array(value: Any, hint: Any, where: str, axes: dict[str, tuple[int, str]]) -> Any:
-    array = read_only(value)
-    if "float64" in hint.dtypes and "int64" not in hint.dtypes and array.dtype.kind in "iu":
+    array, names = read_only(value), hint.dtypes
+    anything = not isinstance(names, tuple)  # the annotation Shaped leaves the type open
+    if not anything and "float64" in names and "int64" not in names and array.dtype.kind in "iu":
         array = read_only(array.astype(np.float64))
-    if array.dtype.name not in hint.dtypes:
-        _refuse(value, f"an array of {hint.dtype.__name__.lower()}", where)
+    if array.dtype.kind not in "biuf" or not (anything or array.dtype.name in names):
+        _refuse(value, "an array of " + ("numbers" if anything else hint.dtype.__name__.lower()), where)
     dims = hint.dim_str.split()
     if all(dim.isidentifier() or dim.isdigit() for dim in dims):
         if len(dims) != array.ndim:

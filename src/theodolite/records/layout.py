@@ -18,6 +18,7 @@ from typing import Any
 from theodolite.errors import LogError
 
 FORMAT = "theodolite log"
+_START = b'{"format":"theodolite log"'
 SCHEMA = (1, 0)  # a reader refuses a newer first number and accepts a newer second one
 
 LOG, LOCK, ARRAYS = "log.jsonl", "log.lock", "arrays"
@@ -45,6 +46,12 @@ def from_line(line: bytes) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
+def split(content: bytes) -> tuple[list[bytes], bytes]:
+    """Complete lines, of which the last may lack its end of line, and what a crash left torn after them."""
+    *lines, tail = content.split(b"\n")
+    return ([*lines, tail], b"") if tail and from_line(tail) is not None else (lines, tail)
+
+
 def header(*, created: float) -> dict[str, Any]:
     """The first line of a log."""
     try:
@@ -54,12 +61,20 @@ def header(*, created: float) -> dict[str, Any]:
     return {"format": FORMAT, "schema": list(SCHEMA), "created": created, "version": library}
 
 
-def check_header(content: dict[str, Any] | None, path: Path) -> None:
+def check_start(lines: list[bytes], torn: bytes, path: Path) -> None:
     """Refuse a file that is not a log, or one from a future that this version cannot read.
+
+    Args:
+        lines: of the file, as ``split`` returned them.
+        torn: what follows them; without lines it may be a header that was cut short.
+        path: of the file.
 
     Raises:
         LogError: the file is foreign or its schema too new.
     """
+    if not lines and _START.startswith(torn[: len(_START)]):
+        return
+    content = from_line(lines[0]) if lines else None
     if content is None or content.get("format") != FORMAT:
         raise LogError(
             f"{path} is not a run log: its first line is not a header of format {FORMAT!r}. Name another folder."

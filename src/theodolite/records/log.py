@@ -12,7 +12,7 @@ from typing import final
 from theodolite.errors import LogError
 from theodolite.records.arrays import UNFINISHED, write_arrays
 from theodolite.records.codec import encode
-from theodolite.records.layout import ARRAYS, LOCK, LOG, arrays_path, check_header, from_line, header, to_line
+from theodolite.records.layout import ARRAYS, LOCK, LOG, arrays_path, check_start, from_line, header, split, to_line
 from theodolite.records.lock import acquire
 from theodolite.records.record import Record
 
@@ -122,27 +122,30 @@ class Log:
         return f"Log({str(self.folder)!r}): {'closed' if self._lock.closed else f'open, next id {self._next}'}"
 
     def _open(self, *, resume: bool) -> None:
-        """Mend the end of the file, find the next id, write the header of a new log."""
-        for unfinished in (self.folder / ARRAYS).glob(f"*{UNFINISHED}"):
-            unfinished.unlink()
+        """Check what is there, mend its end, find the next id, write the header of a new log."""
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - append mode: each write lands at the end
         try:
-            lines = _mend(self.path, self._file.fileno())
+            content = self.path.read_bytes()
+            lines, torn = split(content)
+            check_start(lines, torn, self.path)
             if lines and not resume:
                 raise LogError(
                     f"{self.folder} holds a log already and resume=False. Name another folder, or resume=True."
                 )
-            if lines:
-                check_header(from_line(lines[0]), self.path)
-            else:
+            os.ftruncate(self._file.fileno(), len(content) - len(torn))
+            if not lines:
                 self._write(to_line(header(created=time.time())), durable=True)
+            elif not torn and not content.endswith(b"\n"):
+                self._write(b"\n", durable=True)
         except BaseException:
             self._file.close()
             raise
-        last = next((content for line in reversed(lines[1:]) if (content := from_line(line))), {})
-        self._elapsed_before, self._opened = float(last.get("elapsed", 0.0)), time.monotonic()
+        for unfinished in (self.folder / ARRAYS).glob(f"*{UNFINISHED}"):
+            unfinished.unlink()
+        self._elapsed_before, last = _last(lines)
+        self._opened = time.monotonic()
         numbers = [int(path.stem) for path in (self.folder / ARRAYS).glob("*.npz") if path.stem.isdigit()]
-        self._next = max([int(last.get("id", -1)), *numbers]) + 1
+        self._next = max([last, *numbers]) + 1
 
     def _write(self, line: bytes, *, durable: bool) -> None:
         """One system call for the whole line; a part of it that did get written is taken back."""
@@ -167,13 +170,10 @@ class Log:
             )
 
 
-def _mend(path: Path, descriptor: int) -> list[bytes]:
-    """Cut off a torn last line, or end it where only its end is missing; returns the lines."""
-    content = path.read_bytes()
-    *lines, tail = content.split(b"\n")
-    if tail and from_line(tail) is not None:
-        os.write(descriptor, b"\n")
-        return [*lines, tail]
-    if tail:
-        os.ftruncate(descriptor, len(content) - len(tail))
-    return lines
+def _last(lines: list[bytes]) -> tuple[float, int]:
+    """Seconds and id of the last line that has them; −1 where no record was written."""
+    for line in reversed(lines):
+        match from_line(line):
+            case {"elapsed": float(elapsed), "id": int(number)}:
+                return elapsed, number
+    return 0.0, -1

@@ -14,7 +14,7 @@ from theodolite.errors import LogError
 from theodolite.records.arrays import read_arrays
 from theodolite.records.book import Book
 from theodolite.records.codec import decode
-from theodolite.records.layout import ARRAYS, LOG, check_header, from_line
+from theodolite.records.layout import ARRAYS, LOG, check_start, from_line, split
 from theodolite.records.record import KINDS, Record
 
 
@@ -68,15 +68,11 @@ class _Reading:
         self.raw: list[dict[str, Any]] = []
 
     def book(self, content: bytes) -> Book:
-        *lines, tail = content.split(b"\n")
-        whole = tail and from_line(tail) is not None
-        if whole:
-            lines.append(tail)
-        if lines:
-            check_header(from_line(lines[0]), self.folder / LOG)
+        lines, torn = split(content)
+        check_start(lines, torn, self.folder / LOG)
         for number, line in enumerate(lines[1:], start=2):
             self._line(number, line)
-        if tail and not whole:
+        if torn:
             self.notes.append("The last line is torn (a write was cut short or is going on); it was left out.")
         if not lines:
             self.notes.append("The log has no header yet; nothing was recorded.")
