@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,6 +70,11 @@ def pairs(generator: torch.Generator) -> tuple[Tensor, ...]:
     return tuple(-3 * uniform(generator, 5) - 0.2 for _ in range(4))
 
 
+def with_lengths(generator: torch.Generator) -> tuple[Tensor, ...]:
+    chosen, rejected, _, _ = pairs(generator)
+    return chosen, rejected, torch.tensor([2, 3, 1, 4, 2]), torch.tensor([1, 2, 5, 2, 2])
+
+
 def views(generator: torch.Generator) -> tuple[Tensor, ...]:
     return normal(generator, 5, 3), normal(generator, 5, 3)
 
@@ -87,6 +93,7 @@ BY_KIND: dict[str, Builder] = {
     "embeddings": embeddings,
 }
 COUNTS = torch.tensor([40.0, 20.0, 10.0, 5.0], dtype=torch.float64)
+VALUES = torch.tensor([1.0, math.nan, 3.0, 7.0], dtype=torch.float64)
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "comp_sum": [{"tau": t} for t in (0.0, 0.5, 1.0, 1.5, 2.0)],
     "poly": [{}, {"coefficients": (0.5, -0.2, 1.0)}],
@@ -109,6 +116,15 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         for metric in (losses.f_score, losses.g_mean, losses.matthews, losses.cohen_kappa, losses.balanced_accuracy)
     ],
     "h_calibration": [{"window": 3, "bins": 2}],
+    "number_token": [{"values": VALUES}, {"values": VALUES, "kind": "moment"}],
+    "goldfish": [{"k": 2.0, "context": 2}],
+    "flat": [{"divergence": d} for d in ("tv", "kl", "js", "pearson", "reverse-kl", "hellinger", "neyman")],
+    "slung": [{}, {"mode": "unlikelihood"}],
+    "dpo": [{}, {"label_smoothing": 0.2}],
+    "sppo": [{"eta": 2.0}],
+    "root_mean_square": [{"normalizer": n} for n in ("none", "range", "mean", "prediction")],
+    "relative_error": [{"power": 1}, {"power": 2}],
+    "regression_by_classes": [{"edges": torch.tensor([-0.5, 0.5], dtype=torch.float64)}],
 }
 FIXED: dict[str, tuple[int, ...]] = {"values": (1,), "labels": (1,), "masks": (1,)}
 BUILDERS: dict[str, Builder] = {
@@ -121,6 +137,24 @@ BUILDERS: dict[str, Builder] = {
     "h_calibration": lambda g: (torch.softmax(normal(g, 5, 4), 1), classes(g)[1]),
     "correctness_aware": lambda g: (uniform(g, 5), uniform(g, 5) > 0.5),
     "reject_surrogate": lambda g: (normal(g, 5), uniform(g, 5) > 0.5),
+    "number_token": lambda g: (normal(g, 5, 4), torch.tensor([0, 1, 2, -100, 3])),
+    "goldfish": lambda g: (normal(g, 2, 6, 4), torch.randint(4, (2, 6), generator=g)),
+    "flat": lambda g: (uniform(g, 3), uniform(g, 3)),
+    "slung": lambda g: (normal(g, 5, 4), torch.tensor([0, 1, 2, -100, 3]), torch.tensor([1, 0, 0, 1, 1]).bool()),
+    "kl_penalty": values,
+    "log_variance": lambda g: (normal(g, 6),),
+    "simpo": with_lengths,
+    "orpo": with_lengths,
+    "cpo": with_lengths,
+    "sppo": lambda g: (normal(g, 4), normal(g, 4), uniform(g, 4)),
+    "squared_log_error": lambda g: (uniform(g, 6), uniform(g, 6)),
+    "cisir": lambda g: (normal(g, 6), normal(g, 6), torch.softmax(normal(g, 6), 0)),
+    "regression_by_classes": lambda g: (normal(g, 6), normal(g, 6, 3), normal(g, 6)),
+    "kd": lambda g: (normal(g, 5, 4), normal(g, 5, 4)),
+    "trajectory": lambda g: (normal(g, 5, 4), normal(g, 5, 4)),
+    "norm_and_direction": lambda g: (normal(g, 5, 3), normal(g, 5, 3), normal(g, 5, 3)),
+    "ridg": lambda g: (normal(g, 5, 3), normal(g, 4, 3), classes(g)[1], normal(g, 4, 4, 3)),
+    "class_separation": lambda g: (normal(g, 4, 3),),
     "hinge": lambda g: (normal(g, 6), torch.tensor([1.0, -1, 1, 1, -1, -1]).double()),
 }
 
@@ -137,5 +171,13 @@ def cases(*kinds: str) -> list[Case]:
     return found
 
 
-FIXED_BY_NAME: dict[str, tuple[int, ...]] = {}
+FIXED_BY_NAME: dict[str, tuple[int, ...]] = {
+    "sppo": (1, 2),
+    "cisir": (1, 2),
+    "regression_by_classes": (2,),
+    "kd": (1,),
+    "trajectory": (1,),
+    "norm_and_direction": (1, 2),
+    "ridg": (3,),
+}
 WHOLE: set[str] = set()
