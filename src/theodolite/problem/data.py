@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence, Sized
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
@@ -33,15 +35,13 @@ class Batches:
 
     def __init__(self, source: Iterable[Any], *, keep: int = KEEP_BYTES) -> None:
         _refuse_unfixed(source)
-        self._source = source
+        self._source = _own_view(source)
         self._kept: list[Any] | None = list(source) if isinstance(source, list | tuple) else None
         self._fingerprints: list[tuple[float, ...]] = []
         self._keep = keep
 
     def __iter__(self) -> Iterator[Any]:
         if self._kept is not None:
-            if not self._kept:
-                raise _empty()
             yield from self._kept
         elif self._fingerprints:
             yield from self._walk_again()
@@ -49,13 +49,22 @@ class Batches:
             yield from self._walk_first()
 
     @property
-    def is_kept(self) -> bool:
-        """Whether the batches are in memory, so that every pass sees the same objects."""
-        return self._kept is not None
+    def is_list(self) -> bool:
+        """Whether the batches were given as a list or tuple, which cannot change between passes."""
+        return isinstance(self._source, list | tuple)
 
     def first_again(self) -> Any:
-        """The first batch of a fresh walk under other random numbers, to compare with the first pass."""
-        return next(_apart(self._source, seed=torch.initial_seed() + 1), None)
+        """The first batch of a fresh walk under other random numbers, to compare with the first pass.
+
+        Raises:
+            DataError: there is none, because the source is exhausted after one pass.
+        """
+        for batch in _apart(self._source, seed=torch.initial_seed() + 1):
+            return batch
+        raise DataError(
+            f"Expected batches that can be walked many times, found a {type(self._source).__name__} that gave batches once "
+            "and none the second time: it is exhausted after one pass. Pass list(batches)."
+        )
 
     def _walk_first(self) -> Iterator[Any]:
         kept: list[Any] | None = []
@@ -73,22 +82,48 @@ class Batches:
         self._fingerprints, self._kept = fingerprints, kept
 
     def _walk_again(self) -> Iterator[Any]:
-        count = 0
-        for batch, before in zip(_apart(self._source), self._fingerprints, strict=False):
-            now = fingerprint(batch)
-            if now != before:
-                raise NotDeterministicError(cause_of_change(now, before, where=f"batch {count}"))
+        expected, count = len(self._fingerprints), 0
+        for batch in _apart(self._source):
             count += 1
-            yield batch
-        if count != len(self._fingerprints):
+            if count <= expected:
+                now, before = fingerprint(batch), self._fingerprints[count - 1]
+                if now != before:
+                    raise NotDeterministicError(cause_of_change(now, before, where=f"batch {count - 1}"))
+                yield batch
+        if count != expected:
             raise NotDeterministicError(
-                f"Expected {len(self._fingerprints)} batches as in the first pass, found {count}. The loader does not "
+                f"Expected {expected} batches as in the first pass, found {count}. The loader does not "
                 "give the same data at every pass: pass a list of batches, or a loader without random sampling."
             )
 
 
+def _own_view(source: Iterable[Any]) -> Iterable[Any]:
+    """The source, for a DataLoader with persistent workers a copy with workers of its own.
+
+    Such a loader has one iterator, and a second ``iter()`` would end the training epoch that is under way.
+    """
+    if isinstance(source, DataLoader) and source.persistent_workers:
+        view = copy.copy(source)
+        view._iterator = None
+        return view
+    return source
+
+
 def _apart(source: Iterable[Any], *, seed: int | None = None) -> Iterator[Any]:
-    """Walk a loader on a random stream of its own: DataLoader draws from torch's global generator at every iter()."""
+    """Walk a loader on a random stream of its own: DataLoader draws at every iter(), from torch's global generator or from
+    the one that it was given, which a loader for training may share."""
+    generator = getattr(source, "generator", None)
+    if isinstance(generator, torch.Generator):
+        before = generator.get_state()
+        try:
+            yield from _on_own_stream(source, seed=seed)
+        finally:
+            generator.set_state(before)
+    else:
+        yield from _on_own_stream(source, seed=seed)
+
+
+def _on_own_stream(source: Iterable[Any], *, seed: int | None) -> Iterator[Any]:
     outer = random_state()
     if seed is not None:
         seed_everything(seed)
@@ -121,6 +156,8 @@ def _refuse_unfixed(source: object) -> None:
         )
     if isinstance(source, Mapping):
         raise DataError("Expected an iterable of batches, found one mapping. Wrap a single batch in a list: [batch].")
+    if _known_empty(source):
+        raise _empty()
     if isinstance(source, DataLoader) and not isinstance(source.dataset, IterableDataset):
         sampler = getattr(source.batch_sampler, "sampler", source.sampler)
         if isinstance(sampler, RandomSampler):
@@ -128,6 +165,12 @@ def _refuse_unfixed(source: object) -> None:
                 "Expected the same batches at every pass, found a DataLoader that shuffles (RandomSampler). Every product "
                 "would see other data. Use shuffle=False, or pass a list of batches: list(itertools.islice(loader, k))."
             )
+
+
+def _known_empty(source: object) -> bool:
+    with suppress(TypeError):  # a loader over a stream has a __len__ that raises
+        return isinstance(source, Sized) and len(source) == 0
+    return False
 
 
 def _empty() -> DataError:
@@ -154,7 +197,7 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, Mapping):
-        return {key: map_tensors(value, function) for key, value in tree.items()}
+        return _with_values(tree, {key: map_tensors(value, function) for key, value in tree.items()})
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_tensors(value, function) for value in tree))
     if isinstance(tree, list | tuple):
@@ -165,13 +208,23 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     return tree
 
 
+def _with_values(tree: Mapping[Any, Any], values: dict[Any, Any]) -> Mapping[Any, Any]:
+    """A mapping of the same type, such as a tokenizer's BatchEncoding, whose entries are also attributes."""
+    if type(tree) is dict or not isinstance(tree, MutableMapping):
+        return values
+    other = copy.copy(tree)
+    other.update(values)
+    return other
+
+
 def samples_of(tree: Any) -> int:
     """Number of samples in a batch: the first dimension of its first tensor."""
     for tensor in tensors_of(tree):
         if tensor.dim() > 0:
             return tensor.shape[0]
     raise DataError(
-        f"Expected a batch with a tensor whose first dimension counts samples, found {type(tree).__name__} without any."
+        f"Expected a batch with a tensor whose first dimension counts samples, found {type(tree).__name__} without any. "
+        "Put tensors into tuples, lists, mappings or dataclasses."
     )
 
 
@@ -194,12 +247,14 @@ def split(tree: Any, size: int) -> list[Any]:
 
 
 def move(tree: Any, *, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Bring a batch to ``device``, and its floating-point tensors to ``dtype``."""
+    """Bring a batch to ``device``, and its floating-point tensors to ``dtype``; made in inference mode, it is copied."""
 
     def place(tensor: Tensor) -> Tensor:
-        return tensor.to(device, dtype if tensor.is_floating_point() else None)
+        usable = tensor.clone() if tensor.is_inference() else tensor
+        return usable.to(device, dtype if tensor.is_floating_point() else None)
 
-    return map_tensors(tree, place)
+    with torch.inference_mode(False):
+        return map_tensors(tree, place)
 
 
 def fingerprint(tree: Any) -> tuple[float, ...]:

@@ -16,7 +16,8 @@ def undisturbed(model: nn.Module, *, copy: bool = True) -> Iterator[nn.Module]:
     """Restore ``model`` and all random state on leaving, also after an exception or Ctrl-C.
 
     Restored are training flags, ``requires_grad``, ``.grad`` (the same tensor object with its values), parameters,
-    buffers, and the random state of torch on every device, of Python and of numpy.
+    buffers, and the random state of torch on every device, of Python and of numpy. What did not change is not written
+    to, so that a graph that was built before and is differentiated afterwards stays valid.
 
     Cost: one copy of parameters, buffers and gradients with ``copy=True``, nothing that grows with the model otherwise.
 
@@ -34,14 +35,13 @@ def undisturbed(model: nn.Module, *, copy: bool = True) -> Iterator[nn.Module]:
     """
     flags = [(module, module.training) for module in model.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    values = _values(model) if copy else []
+    values = _Values(model) if copy else None
     state = random_state()
     try:
         yield model
     finally:
-        with torch.no_grad():
-            for tensor, value in values:
-                tensor.copy_(value)
+        if values is not None:
+            values.restore()
         for parameter, requires_grad, grad in parameters:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
@@ -50,10 +50,27 @@ def undisturbed(model: nn.Module, *, copy: bool = True) -> Iterator[nn.Module]:
         restore_random_state(state)
 
 
-def _values(model: nn.Module) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    tensors = [*model.parameters(), *model.buffers()]
-    tensors += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return [(tensor, tensor.detach().clone()) for tensor in tensors]
+class _Values:
+    """Parameters, buffers and gradients: which tensors a model holds, and what is in them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+        tensors = [*model.parameters(), *model.buffers()]
+        tensors += [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        self._values = [(tensor, tensor.data, tensor._version, tensor.detach().clone()) for tensor in tensors]
+
+    def restore(self) -> None:
+        for module, parameters, buffers in self._held:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for tensor, storage, version, value in self._values:
+                if tensor.data_ptr() != storage.data_ptr():
+                    tensor.data = storage
+                if tensor._version != version or not torch.equal(tensor, value):
+                    tensor.copy_(value)
 
 
 RandomState = tuple[torch.Tensor, list[torch.Tensor], object, object]
@@ -76,7 +93,12 @@ def restore_random_state(state: RandomState) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch, Python and numpy, so that dropout and the like draw the same numbers at every pass."""
-    torch.manual_seed(seed)
+    """Seed torch, Python and numpy, so that dropout and the like draw the same numbers at every pass.
+
+    ``torch.manual_seed`` would also leave a seed for accelerators that are started later.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - layers that draw from numpy draw from its global generator

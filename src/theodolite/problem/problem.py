@@ -53,7 +53,7 @@ class Point:
     leaves: tuple[Tensor, ...]
     constants: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
-    version: tuple[int, ...]
+    version: tuple[int | float, ...]
 
     def fresh_buffers(self) -> dict[str, Tensor]:
         """Copies that an evaluation may write to."""
@@ -177,6 +177,7 @@ class Problem:
         self._checked = False
         self._point: Point | None = None
         self._samples: int | None = None
+        self._depth = 0
         self._refuse_coupled_microbatches()
 
     # ------------------------------------------------------------------------------------------------- what it is
@@ -201,18 +202,23 @@ class Problem:
     @property
     def batchnorm(self) -> str | None:
         """Which statistics BatchNorm uses, None without BatchNorm."""
-        modules = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        if not modules:
+        batch = self._on_batch_statistics()
+        if not batch:
             return None
-        training = {"eval": [False], "train": [True], "as is": [module.training for module in modules]}[self.mode]
-        if all(training):
+        if all(batch):
             return "batch statistics"
-        return "batch and stored statistics" if any(training) else "stored statistics"
+        return "batch and stored statistics" if any(batch) else "stored statistics"
 
     @property
     def coupled(self) -> bool:
         """Whether the loss of a sample depends on the other samples of its batch (BatchNorm on batch statistics)."""
-        return "batch statistics" in (self.batchnorm or "") or (self.batchnorm or "").startswith("batch and")
+        return any(self._on_batch_statistics())
+
+    def _on_batch_statistics(self) -> list[bool]:
+        """For every BatchNorm, whether it normalises by its batch: in training, and without stored statistics always."""
+        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        fixed = {"eval": False, "train": True}.get(self.mode)
+        return [(norm.training if fixed is None else fixed) or norm.running_mean is None for norm in norms]
 
     def select(self, params: Selection) -> Problem:
         """The same problem as a function of other parameters.
@@ -230,6 +236,7 @@ class Problem:
         shapes = dict(zip(self.layout.names, self.layout.shapes, strict=True))
         other.layout = Layout(names, tuple(shapes[name] for name in names))
         other._point = None
+        other._depth = 0
         return other
 
     def replace(self, **changes: Any) -> Problem:
@@ -280,10 +287,17 @@ class Problem:
     @contextmanager
     def session(self) -> Iterator[None]:
         """Mode set, arithmetic exact, and everything restored on leaving; may be nested."""
+        if self._depth:  # entering costs as much as a product of a small model
+            yield
+            return
         with undisturbed(self.model, copy=False), exact_arithmetic(self.model):
             if self.mode != "as is":
                 self.model.train(self.mode == "train")
-            yield
+            self._depth += 1
+            try:
+                yield
+            finally:
+                self._depth -= 1
 
     def point(self) -> Point:
         """The current parameters and buffers, cast to the problem's dtype, without copying where none is needed."""
@@ -311,12 +325,14 @@ class Problem:
     def chunks(self) -> Iterator[Chunk]:
         """Walk the data once; the first walk also checks it."""
         self.ensure_checked()
-        index = 0
+        index = samples = 0
         for batch in self.batches:
             for piece in [batch] if self.microbatch is None else split(batch, self.microbatch):
                 placed = move(piece, device=self.device, dtype=self.cast)
-                yield Chunk(index, placed, self.objective.samples(piece))
-                index += 1
+                chunk = Chunk(index, placed, self.objective.samples(piece))
+                yield chunk
+                index, samples = index + 1, samples + chunk.samples
+        self._samples = samples
 
     def call(
         self,
@@ -421,11 +437,17 @@ class Problem:
 
     # ----------------------------------------------------------------------------------------------------- internals
 
-    def _version(self) -> tuple[int, ...]:
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return tuple(value for tensor in tensors for value in (tensor._version, tensor.data_ptr()))
+    def _version(self) -> tuple[int | float, ...]:
+        """What changes with the values of the model: counters of in-place writes, addresses, and sums of the values.
 
-    def _read_point(self, version: tuple[int, ...]) -> Point:
+        The sums see writes through ``.data``, as of many averaging schemes, which the counters do not.
+        """
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        counts = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        return (*counts, *addresses, *_sums([tensor for tensor in tensors if tensor.is_floating_point()]))
+
+    def _read_point(self, version: tuple[int | float, ...]) -> Point:
         parameters = {name: self._converted(parameter) for name, parameter in self.model.named_parameters()}
         leaves = tuple(parameters.pop(name).requires_grad_() for name in self.layout.names)
         buffers = {name: self._converted(buffer) for name, buffer in self.model.named_buffers()}
@@ -434,7 +456,7 @@ class Problem:
     def _converted(self, tensor: Tensor) -> Tensor:
         """A tensor that shares storage where the dtype stays, so that no memory is taken, but no history or hooks."""
         with torch.inference_mode(False):
-            detached = tensor.detach()
+            detached = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
             return detached.to(self.cast) if self.cast is not None and tensor.is_floating_point() else detached
 
     def _refuse_coupled_microbatches(self) -> None:
@@ -471,6 +493,16 @@ def non_finite_loss(value: float, *, where: str = "the current parameters") -> N
         f"Expected a finite loss at {where}, found {value}. Derivatives do not exist there. Check the inputs for NaN, and "
         "whether training has diverged (an earlier checkpoint may still be finite)."
     )
+
+
+def _sums(tensors: list[Tensor]) -> list[float]:
+    """Two numbers for each tensor: its norm, and the sum of its first half, which a permutation changes too."""
+    if not tensors:
+        return []
+    with torch.no_grad():
+        norms = torch._foreach_norm(tensors)
+        halves = [tensor.detach().reshape(-1)[: (tensor.numel() + 1) // 2].sum() for tensor in tensors]
+        return torch.stack([value.double() for value in (*norms, *halves)]).nan_to_num(nan=-1.0).tolist()
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
