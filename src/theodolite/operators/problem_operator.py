@@ -47,7 +47,6 @@ class ProblemOperator(LinearOperator):
 
     Attributes:
         products: products with one vector so far.
-        gradients: graphs built so far, in forward and backward passes over the whole data.
         seconds: time spent so far.
         notes: choices and fallbacks, in words.
     """
@@ -58,15 +57,17 @@ class ProblemOperator(LinearOperator):
         super().__init__(shape=(problem.n, problem.n), dtype=problem.dtype, device=problem.device, symmetric=True)
         self.problem = problem
         self.products = 0
-        self.gradients = 0.0
         self.seconds = 0.0
         self.notes: list[str] = []
         self._route = {"retained": "loop", "fresh": "loop", "vmap": "vmap"}.get(problem.engine, "trial")
         self._kept: list[tuple[Graph, Chunk, dict[str, Tensor]]] = []
         self._complete = False
         self._factor = 0.0
-        self._version: tuple[int, ...] | None = None
+        self._version: tuple[int | float, ...] | None = None
         self._graph_bytes: float | None = None
+        self._cap = 0
+        self._built = 0
+        self._warned_of_memory = False
 
     @abstractmethod
     def _graph(self, model: nn.Module, chunk: Chunk, point: Point) -> Graph:
@@ -94,6 +95,11 @@ class ProblemOperator(LinearOperator):
         return f"reverse-over-reverse on {graphs}, blocks by {self._route}"
 
     @property
+    def gradients(self) -> float:
+        """Graphs built so far, in forward and backward passes over the whole data."""
+        return self._built / self.problem.samples if self._built else 0.0
+
+    @property
     def cost(self) -> Cost:
         """What the operator has cost so far."""
         return Cost(products=float(self.products), gradients=self.gradients, seconds=self.seconds)
@@ -107,8 +113,8 @@ class ProblemOperator(LinearOperator):
         rows, forms, weights, samples = V.T.contiguous(), [], [], []
         total = torch.zeros_like(rows)
         with self.problem.session():
-            self._prepare()
-            for graph, chunk, product in self._walk(rows):
+            point = self._prepare()
+            for graph, chunk, product in self._walk(rows, point):
                 total += product
                 forms.append((rows * product).sum(1).double())
                 weights.append(graph.weight)
@@ -138,8 +144,8 @@ class ProblemOperator(LinearOperator):
         rows = V.T.contiguous()
         total = torch.zeros_like(rows)
         with self.problem.session():
-            self._prepare()
-            for _, _, product in self._walk(rows):
+            point = self._prepare()
+            for _, _, product in self._walk(rows, point):
                 total += product
         result = total * self._factor
         self._spent(rows, start)
@@ -155,14 +161,16 @@ class ProblemOperator(LinearOperator):
         self.products += rows.shape[0]
         self.seconds += clock(self.problem) - start
 
-    def _prepare(self) -> None:
-        """Forget graphs of older parameters; measure memory before the first graph."""
+    def _prepare(self) -> Point:
+        """The point of this product; graphs of older parameters are forgotten, memory is measured before the first."""
         self.problem.ensure_checked()
-        version = self.problem.point().version
-        if version != self._version:
-            self._kept, self._complete, self._version = [], False, version
+        point = self.problem.point()
+        if point.version != self._version:
+            self._kept, self._complete, self._version = [], False, point.version
+            self._cap = self.problem.memory
         if self._graph_bytes is None:
             self._graph_bytes = self._measure_bytes()
+        return point
 
     def _measure_bytes(self) -> float:
         """Bytes a sample that a graph keeps alive, from a graph of a few samples."""
@@ -175,40 +183,39 @@ class ProblemOperator(LinearOperator):
 
         return self.problem.call(build, point) / piece.samples
 
-    def _walk(self, rows: Float[Tensor, "k n"]) -> Iterator[tuple[Graph, Chunk, Float[Tensor, "k n"]]]:
+    def _walk(self, rows: Float[Tensor, "k n"], point: Point) -> Iterator[tuple[Graph, Chunk, Float[Tensor, "k n"]]]:
         """Every chunk with its graph and products; graphs are kept on the way while they fit."""
         if self._complete:
             for graph, chunk, buffers in self._kept:
-                yield graph, chunk, self._apply(graph, chunk, buffers, rows)
+                yield graph, chunk, self._apply(graph, chunk, rows, point, buffers)
             return
-        point = self.problem.point()
         weights, samples, used = [], 0, 0.0
         for chunk in self.problem.chunks():
+            used += self._bytes(chunk)
             if chunk.index < len(self._kept):
                 graph, _, buffers = self._kept[chunk.index]
             else:
                 buffers = point.fresh_buffers()
                 graph = self._build(chunk, point, buffers)
-                used += self._bytes(chunk)
                 if self._may_keep(used) and chunk.index == len(self._kept):
                     self._kept.append((graph, chunk, buffers))
             weights.append(graph.weight)
             samples += chunk.samples
-            yield graph, chunk, self._apply(graph, chunk, buffers, rows)
+            yield graph, chunk, self._apply(graph, chunk, rows, point, buffers)
         self._complete = len(self._kept) == len(weights)
         self._factor = self._scale(torch.tensor(weights, dtype=torch.float64), samples)
 
     def _build(self, chunk: Chunk, point: Point, buffers: dict[str, Tensor]) -> Graph:
-        self.gradients += chunk.samples / self.problem.samples
+        self._built += chunk.samples
         return self.problem.call(
             lambda model: self._graph(model, chunk, point), point, chunk=chunk.index, buffers=buffers
         )
 
     def _apply(
-        self, graph: Graph, chunk: Chunk, buffers: dict[str, Tensor], rows: Float[Tensor, "k n"]
+        self, graph: Graph, chunk: Chunk, rows: Float[Tensor, "k n"], point: Point, buffers: dict[str, Tensor]
     ) -> Float[Tensor, "k n"]:
         return self.problem.call(
-            lambda model: self._multiply(graph, chunk, rows), self.problem.point(), chunk=chunk.index, buffers=buffers
+            lambda model: self._multiply(graph, chunk, rows), point, chunk=chunk.index, buffers=buffers
         )
 
     def _multiply(self, graph: Graph, chunk: Chunk, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
@@ -252,21 +259,24 @@ class ProblemOperator(LinearOperator):
     def _may_keep(self, used: float) -> bool:
         if self.problem.engine == "fresh":
             return False
-        fits = used <= self.problem.memory
-        if not fits and self.problem.engine in ("retained", "vmap"):
+        if used <= self._cap:
+            return True
+        if self.problem.engine == "auto":
+            return False
+        if not self._warned_of_memory:
+            self._warned_of_memory = True
             warnings.warn(
-                f"engine={self.problem.engine!r} keeps {used / 2**30:.2f} GiB of graphs, above the cap of "
-                f"{self.problem.memory / 2**30:.2f} GiB. Use engine='auto', or raise memory=.",
+                f"engine={self.problem.engine!r} keeps {used / 2**30:.2f} GiB of graphs and more, above the cap of "
+                f"{self._cap / 2**30:.2f} GiB. Use engine='auto', or raise memory=.",
                 CostWarning,
                 stacklevel=2,
             )
-            return True
-        return fits
+        return True
 
     def _width(self, chunk: Chunk) -> int:
         """How many vectors one vectorised pass may carry: each takes about as much as the graph itself."""
-        each = max(self._bytes(chunk), 4.0 * self.problem.n)
-        return int(min(WIDEST, max(1.0, self.problem.memory / each)))
+        each = max(self._bytes(chunk), float(self.dtype.itemsize * self.problem.n))
+        return int(min(WIDEST, max(1.0, self._cap / each)))
 
 
 def certificate_of(problem: Problem) -> Certificate:
