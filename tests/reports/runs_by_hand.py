@@ -90,7 +90,7 @@ def stability(step: int, *, loss: float, sharpness: float, rate: float, rng: np.
         momentum=0.9,
         optimizer="SGD",
         rule="2(1+β)/lr, gradient descent with heavy ball",
-        cost=Cost(products=24, gradients=1, seconds=0.31),
+        cost=Cost(products=24.0, gradients=1.0, seconds=0.31),
         seed=0,
         context=CONTEXT,
     )
@@ -122,7 +122,7 @@ def spectrum(*, scale: float = 1.0, converged: bool = True, **common: object) ->
         size=19_706,
         trace=scale * 402.0,
         trace_stderr=scale * 11.0,
-        cost=Cost(products=143, gradients=2, seconds=6.4),
+        cost=Cost(products=143.0, gradients=2.0, seconds=6.4),
         **common,
     )
 
@@ -138,7 +138,7 @@ def density(*, scale: float = 1.0, probes: int = 8, steps: int = 60, **common: o
         [share / share.sum(axis=1, keepdims=True), rng.chisquare(1, size=(probes, 5)) / 19_706], axis=1
     )
     weights /= weights.sum(axis=1, keepdims=True)
-    cost = Cost(products=probes * steps, seconds=14.0)
+    cost = Cost(products=float(probes * steps), seconds=14.0)
     return Density(nodes=nodes, weights=weights, size=19_706, cost=cost, **common)
 
 
@@ -154,7 +154,7 @@ def trace(*, scale: float = 1.0, layers: tuple[str, ...] = LAYERS, **common: obj
         probes=32,
         method="hutchinson",
         size=19_706,
-        cost=Cost(products=32, seconds=0.9),
+        cost=Cost(products=32.0, seconds=0.9),
         **common,
     )
 
@@ -176,7 +176,7 @@ def gradients(
         layer_norm_stderrs=0.1 * norms,
         parameter_norms=np.exp(rng.normal(1.0, 0.6, size=len(layers))),
         samples=1024,
-        cost=Cost(gradients=2, seconds=0.2),
+        cost=Cost(gradients=2.0, seconds=0.2),
         **common,
     )
 
@@ -193,7 +193,7 @@ def line(*, scale: float = 1.0, broken: bool = False, **common: object) -> Line:
         direction_norm=17.2,
         name="filter",
         parameter_norm=17.2,
-        cost=Cost(forwards=41, seconds=1.1),
+        cost=Cost(forwards=41.0, seconds=1.1),
         **common,
     )
 
@@ -214,7 +214,7 @@ def plane(*, scale: float = 1.0, broken: bool = False, points: int = 41, **commo
         cosine=0.004,
         name="filter",
         parameter_norm=17.2,
-        cost=Cost(forwards=points**2, seconds=38.0),
+        cost=Cost(forwards=float(points**2), seconds=38.0),
         **common,
     )
 
@@ -241,6 +241,6 @@ def trajectory(*, broken: bool = False, points: int = 31, **common: object) -> P
         path_losses=2.3 * np.exp(-4 * t),
         path_distances=1.2 * np.sin(np.pi * t) + 0.01,
         explained=(0.912, 0.064),
-        cost=Cost(forwards=points**2, seconds=21.0),
+        cost=Cost(forwards=float(points**2), seconds=21.0),
         **common,
     )

@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from theodolite.reports.extras import extra
-from theodolite.reports.figures.description import (
-    Axis,
-    Band,
-    Bars,
-    Contour,
-    Figure,
-    Line,
-    Mark,
-    Panel,
-    Path,
-    Rule,
-    Scatter,
-    Ticks,
-)
+from theodolite.reports.figures.description import Axis, Figure, Panel
 from theodolite.reports.figures.scales import log_ticks, symlog_ticks
-from theodolite.reports.numbers import number, short, tick_labels
+from theodolite.reports.matplotlib_marks import MARKS, Colors, plain
+from theodolite.reports.numbers import short, tick_labels
 from theodolite.reports.palette import THEMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-Colors = dict[str, str]
 PIXELS = 96  # CSS pixels an inch
 
 
@@ -123,9 +110,9 @@ def _draw(figure: Figure, colors: Colors, *, title: bool) -> Drawing:
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     size = (figure.width / PIXELS, (figure.height + (28 if title else 0)) / PIXELS)
-    drawing = Drawing(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.05))
+    drawing = Drawing(figsize=size, layout=ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.05))
     if title:
-        drawing.suptitle(figure.title, x=0.012, ha="left", fontsize=10.5, fontweight="bold", color=colors["ink"])
+        drawing.suptitle(plain(figure.title), x=0.012, ha="left", fontsize=10.5, fontweight="bold", color=colors["ink"])
     stacked = figure.arrangement == "stacked"
     weights = [panel.weight for panel in figure.panels]
     grid = (
@@ -150,7 +137,7 @@ def _panel(axes: Axes, panel: Panel, colors: Colors) -> None:
     _axis(axes, "y", panel.y)
     axes.set(xlim=panel.x.limits, ylim=panel.y.limits)
     for order, mark in enumerate(panel.marks):
-        DRAW[type(mark)](axes, mark, colors, 2 + 0.1 * order)
+        MARKS[type(mark)](axes, mark, colors, 2 + 0.1 * order)
     axes.set(xlim=panel.x.limits, ylim=panel.y.limits)
     if panel.aspect is not None:
         axes.set_aspect(panel.aspect, adjustable="box")
@@ -179,220 +166,10 @@ def _axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
         ticks = log_ticks(axis) if axis.scale == "log" else symlog_ticks(axis)
         axes.set(**{f"{which}ticks": ticks, f"{which}ticklabels": tick_labels(ticks)})
         (axes.xaxis if which == "x" else axes.yaxis).set_minor_formatter("")
-    axes.set(**{f"{which}label": axis.label})
+    axes.set(**{f"{which}label": plain(axis.label)})
     if axis.names:
         crowded = len(axis.names) > 40
-        positions, names = np.arange(len(axis.names)), [short(name) for name in axis.names]
+        positions, names = np.arange(len(axis.names)), [plain(short(name)) for name in axis.names]
         axes.set_yticks(positions, labels=names, fontsize=5.5 if crowded else 7.0)
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
-
-
-def _line(axes: Axes, mark: Line, colors: Colors, order: float) -> None:
-    style = (0, (5, 2.5)) if mark.dash else "-"
-    axes.plot(
-        mark.x,
-        mark.y,
-        color=colors[mark.color],
-        linewidth=mark.width,
-        alpha=mark.alpha,
-        linestyle=style,
-        label=mark.label or "_",
-        zorder=order,
-    )
-
-
-def _band(axes: Axes, mark: Band, colors: Colors, order: float) -> None:
-    axes.fill_between(
-        mark.x,
-        mark.low,
-        mark.high,
-        color=colors[mark.color],
-        alpha=mark.alpha,
-        linewidth=0,
-        label=mark.label or "_",
-        zorder=order,
-    )
-
-
-def _scatter(axes: Axes, mark: Scatter, colors: Colors, order: float) -> None:
-    color = colors[mark.color]
-    if mark.error is not None:
-        known = np.isfinite(mark.error) & np.isfinite(mark.y)
-        error = {"yerr" if mark.direction == "vertical" else "xerr": mark.error[known]}
-        axes.errorbar(
-            mark.x[known], mark.y[known], **error, fmt="none", ecolor=color, elinewidth=1.0, capsize=1.8, zorder=order
-        )
-    faces = [colors["paper"] if hollow else color for hollow in mark.hollow]
-    axes.scatter(
-        mark.x,
-        mark.y,
-        s=mark.size**2,
-        c=faces,
-        edgecolors=color,
-        linewidths=1.1,
-        label=mark.label or "_",
-        zorder=order + 0.05,
-    )
-
-
-def _bars(axes: Axes, mark: Bars, colors: Colors, order: float) -> None:
-    left = axes.get_xlim()[0] if axes.get_xscale() == "log" else 0.0
-    axes.barh(
-        mark.y,
-        mark.values - left,
-        left=left,
-        height=mark.thickness,
-        color=colors[mark.color],
-        alpha=mark.alpha,
-        linewidth=0,
-        zorder=order,
-    )
-
-
-def _rule(axes: Axes, mark: Rule, colors: Colors, order: float) -> None:
-    color = colors[mark.color]
-    if mark.direction == "horizontal":
-        axes.axhline(
-            mark.at, color=color, linewidth=1.2, linestyle=(0, (5, 2.5)), zorder=order, label=mark.label or "_"
-        )
-        return
-    axes.axvline(mark.at, color=color, linewidth=mark.width, zorder=order)
-    if mark.label:
-        late = mark.at > np.mean(axes.get_xlim())
-        axes.annotate(
-            mark.label,
-            xy=(mark.at, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(-4 if late else 4, -3),
-            textcoords="offset points",
-            ha="right" if late else "left",
-            va="top",
-            color=color,
-            fontsize=7.5,
-            fontweight="bold",
-            zorder=order,
-            bbox={"boxstyle": "square,pad=0.15", "facecolor": colors["paper"], "edgecolor": "none", "alpha": 0.85},
-        )
-
-
-def _ticks(axes: Axes, mark: Ticks, colors: Colors, order: float) -> None:
-    color = colors[mark.color]
-    height = 0.0 if mark.edge == "bottom" else 1.0
-    if mark.shape == "cross":
-        axes.plot(
-            mark.x,
-            np.full_like(mark.x, height),
-            linestyle="none",
-            marker="x",
-            markersize=4.5,
-            markeredgewidth=1.3,
-            color=color,
-            transform=axes.get_xaxis_transform(),
-            clip_on=False,
-            label=mark.label or "_",
-            zorder=order,
-        )
-        return
-    for hollow, label in ((False, mark.label), (True, "not converged")):
-        chosen = mark.x[mark.hollow == hollow]
-        if chosen.size:
-            axes.vlines(
-                chosen,
-                height,
-                0.09 if mark.edge == "bottom" else 0.91,
-                color=color,
-                linewidth=1.2,
-                linestyle=(0, (1.2, 1.2)) if hollow else "-",
-                transform=axes.get_xaxis_transform(),
-                label=label or "_",
-                zorder=order,
-            )
-
-
-def _contour(axes: Axes, mark: Contour, colors: Colors, order: float) -> None:
-    from matplotlib.patches import Rectangle
-
-    z = np.ma.masked_array(mark.z, mask=mark.masked)
-    corner, size = (mark.x[0], mark.y[0]), (mark.x[-1] - mark.x[0], mark.y[-1] - mark.y[0])
-    if mark.masked.any():
-        patch = Rectangle(
-            corner,
-            *size,
-            facecolor="none",
-            hatch="/////",
-            edgecolor=colors["mask"],
-            linewidth=0,
-            label=mark.masked_label,
-            zorder=1,
-        )
-        axes.add_patch(patch)
-    if not mark.masked.all():
-        filled = axes.contourf(
-            mark.x, mark.y, z, levels=mark.levels, norm=_norm(mark.levels, mark.scale), cmap="viridis", zorder=order
-        )
-        filled.set_edgecolor("face")
-        filled.set_linewidth(0.2)
-        axes.contour(mark.x, mark.y, z, levels=mark.levels, colors="#ffffff", linewidths=0.4, alpha=0.45, zorder=order)
-        bar = axes.figure.colorbar(filled, cax=axes.inset_axes((1.03, 0, 0.03, 1)), label=mark.label)
-        bar.outline.set_visible(False)
-        bar.ax.grid(visible=False)
-        bar.ax.minorticks_off()
-        ticks = mark.levels[::4].tolist()
-        bar.set_ticks(ticks, labels=[number(float(tick), digits=2) for tick in ticks])
-
-
-def _path(axes: Axes, mark: Path, colors: Colors, order: float) -> None:
-    from matplotlib.patheffects import Normal, Stroke
-
-    axes.plot(
-        mark.x,
-        mark.y,
-        color=colors["path"],
-        linewidth=1.4,
-        zorder=order,
-        path_effects=[Stroke(linewidth=3.0, foreground=colors["halo"], alpha=0.8), Normal()],
-    )
-    axes.scatter(
-        mark.x,
-        mark.y,
-        c=np.ma.masked_invalid(mark.values),
-        s=26,
-        cmap="viridis",
-        norm=_norm(mark.levels, mark.scale),
-        edgecolors=colors["halo"],
-        linewidths=1.1,
-        label=mark.label or "_",
-        plotnonfinite=True,
-        zorder=order + 0.02,
-    )
-    for index, word in ((0, "start"), (-1, "end")):
-        axes.annotate(
-            word,
-            (mark.x[index], mark.y[index]),
-            xytext=(6, 5),
-            textcoords="offset points",
-            fontsize=8,
-            fontweight="bold",
-            color=colors["path"],
-            zorder=order + 0.04,
-            path_effects=[Stroke(linewidth=2.5, foreground=colors["halo"]), Normal()],
-        )
-
-
-def _norm(levels: Any, scale: str) -> Any:
-    from matplotlib.colors import LogNorm, Normalize
-
-    return (LogNorm if scale == "log" else Normalize)(vmin=float(levels[0]), vmax=float(levels[-1]))
-
-
-DRAW: dict[type[Mark], Callable[[Any, Any, Colors, float], None]] = {
-    Line: _line,
-    Band: _band,
-    Scatter: _scatter,
-    Bars: _bars,
-    Rule: _rule,
-    Ticks: _ticks,
-    Contour: _contour,
-    Path: _path,
-}

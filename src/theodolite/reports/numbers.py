@@ -64,7 +64,7 @@ def _round_power(value: float) -> str:
     return _minus(f"{'-' if value < 0 else ''}{'' if lead == 1 else f'{lead} × '}{_power(exponent)}")
 
 
-def count(value: float) -> str:
+def count(value: float | int) -> str:
     """A count with its thousands set apart.
 
     Example:

@@ -170,7 +170,10 @@ QUANTITIES: tuple[tuple[str, Callable[[Source], str]], ...] = (
     ("trace", lambda run: _of(run, (Trace,), lambda r: number(r.value, r.stderr))),
     ("share of eigenvalues below zero", _density_mass),
     ("plane: points not finite", lambda run: _of(run, (Plane,), lambda r: count(int((~r.finite).sum())))),
-    ("time spent measuring", lambda run: duration(sum(r.cost.seconds for r in run.records)) if run.records else NONE),
+    (
+        "time spent measuring",
+        lambda run: duration(sum((r.cost.seconds for r in run.records), 0.0)) if run.records else NONE,
+    ),
 )
 
 

@@ -32,7 +32,7 @@ class Source:
     notes: tuple[str, ...]
 
 
-def sources(what: Reportable | Iterable[Reportable]) -> tuple[Source, ...]:
+def sources(what: object) -> tuple[Source, ...]:
     """Read what a report is asked for.
 
     Args:
@@ -53,13 +53,13 @@ def sources(what: Reportable | Iterable[Reportable]) -> tuple[Source, ...]:
     return tuple(read)
 
 
-def _iterated(what: object) -> Iterable[Reportable]:
+def _iterated(what: object) -> Iterable[object]:
     if isinstance(what, Iterable):
         return what
     raise TypeError(_refusal(what))
 
 
-def _source(what: Reportable, index: int) -> Source:
+def _source(what: object, index: int) -> Source:
     if isinstance(what, Run | Book):
         run = what
     elif isinstance(what, str | os.PathLike):

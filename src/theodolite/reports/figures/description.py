@@ -69,7 +69,7 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rule:
-    """A straight reference line across the panel."""
+    """A straight reference line across the panel; the label of a vertical one stands at its foot."""
 
     at: float
     direction: Literal["horizontal", "vertical"]

@@ -79,7 +79,7 @@ def _loss_panel(scalars: list[Scalars], readings: list[Stability], x: Axis) -> P
     steps, curve = _array([_step(r) for r in scalars])[kept], curve[kept]
     probes, losses = _array([_step(r) for r in readings]), _array([r.loss for r in readings])
     y = fitted_axis("loss", curve, losses)
-    marks: list[Mark] = [*_crossing_rule(readings, labelled=True)]
+    marks: list[Mark] = [*_crossing_rule(readings, labelled=False)]
     if len(curve):
         marks.append(Line(x=steps, y=_gaps(curve), color="loss", alpha=0.55, width=1.0, label="training batch"))
     if readings:
@@ -113,7 +113,7 @@ def _sharpness_panel(readings: list[Stability], x: Axis) -> Panel:
             Band(x=steps, low=bound, high=np.where(np.isfinite(bound), top, np.nan), color="bound", alpha=0.08),
             Line(x=steps, y=bound, color="bound", dash=True, width=1.5, label=_bound_label(readings)),
         ]
-    marks += _crossing_rule(readings, labelled=False)
+    marks += _crossing_rule(readings, labelled=True)
     marks += [
         Line(x=steps, y=_gaps(sharpness), color="curvature", alpha=0.5, width=1.0),
         Scatter(
@@ -135,7 +135,7 @@ def _crossing_rule(readings: list[Stability], *, labelled: bool) -> list[Rule]:
     first = crossing(readings)
     if first is None:
         return []
-    label = f"step {first.step}: sharpness above its bound" if labelled else ""
+    label = f"step {first.step:,}: above the bound" if labelled else ""
     return [Rule(at=float(_step(first)), direction="vertical", color="crossing", label=label)]
 
 
@@ -235,7 +235,7 @@ def _gaps(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _array(values: Sequence[float]) -> Float[np.ndarray, " n"]:
+def _array(values: Sequence[float | int]) -> Float[np.ndarray, " n"]:
     return np.asarray(values, dtype=np.float64).reshape(-1)
 
 

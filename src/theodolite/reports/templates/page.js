@@ -51,17 +51,15 @@
     place.style.height = `${place.dataset.height}px`;
     if (place.dataset.width) place.style.maxWidth = `${place.dataset.width}px`;
   }
-  const observer = new IntersectionObserver(
-    (entries) => {
-      for (const entry of entries) {
-        if (!entry.isIntersecting) continue;
-        observer.unobserve(entry.target);
-        draw(entry.target);
-      }
-    },
-    { rootMargin: "800px" },
-  );
-  for (const place of places) observer.observe(place);
+  // One figure a turn, from the top: the page stays responsive while many are drawn.
+  const waiting = [...places];
+  const turn = () => {
+    const place = waiting.shift();
+    if (!place) return;
+    if (!place.dataset.drawn) draw(place);
+    setTimeout(turn);
+  };
+  setTimeout(turn);
 
   const redraw = () => places.filter((place) => place.dataset.drawn).forEach(draw);
   dark.addEventListener("change", redraw);

@@ -1,0 +1,271 @@
+"""How each mark of a figure becomes Plotly traces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from theodolite.reports.figures.description import Axis, Band, Bars, Contour, Line, Mark, Panel, Path, Scatter, Ticks
+from theodolite.reports.figures.scales import to_symlog
+from theodolite.reports.numbers import number
+from theodolite.reports.palette import LIGHT, tint
+
+Colors = Mapping[str, str]
+Spec = dict[str, Any]
+
+
+def positions(values: Float[np.ndarray, " n"], axis: Axis) -> list[float | None]:
+    """Where values lie on an axis; None where they are not finite, or not positive on a logarithmic one."""
+    if axis.scale == "symlog":
+        values = to_symlog(np.asarray(values, dtype=np.float64), threshold=axis.threshold)
+    shown = np.isfinite(values) & ((values > 0) | (axis.scale != "log"))
+    return [float(f"{value:.6g}") if good else None for value, good in zip(values, shown, strict=True)]
+
+
+def _line(mark: Line, panel: Panel, colors: Colors) -> list[Spec]:
+    color = tint(colors[mark.color], mark.alpha) if mark.alpha < 1 else colors[mark.color]
+    line = {"color": color, "width": mark.width * 1.2, "dash": "6px,4px" if mark.dash else "solid"}
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": positions(mark.x, panel.x),
+            "y": positions(mark.y, panel.y),
+            "line": line,
+            "name": escaped(mark.label),
+            "hoverinfo": "x+y+name" if mark.label else "skip",
+            "connectgaps": False,
+        }
+    ]
+
+
+def _band(mark: Band, panel: Panel, colors: Colors) -> list[Spec]:
+    known = np.isfinite(mark.low) & np.isfinite(mark.high) & np.isfinite(mark.x)
+    x, low, high = mark.x[known], mark.low[known], mark.high[known]
+    return [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": positions(np.concatenate([x, x[::-1]]), panel.x),
+            "y": positions(np.concatenate([low, high[::-1]]), panel.y),
+            "fill": "toself",
+            "fillcolor": tint(colors[mark.color], mark.alpha),
+            "line": {"width": 0, "color": colors[mark.color]},
+            "name": escaped(mark.label),
+            "hoverinfo": "skip",
+        }
+    ]
+
+
+def _scatter(mark: Scatter, panel: Panel, colors: Colors) -> list[Spec]:
+    color = colors[mark.color]
+    spec: Spec = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": positions(mark.x, panel.x),
+        "y": positions(mark.y, panel.y),
+        "marker": {
+            "size": mark.size * 1.5,
+            "color": [colors["paper"] if hollow else color for hollow in mark.hollow],
+            "line": {"color": color, "width": 1.5},
+        },
+        "name": escaped(mark.label),
+    }
+    if mark.error is not None:
+        spec["error_y" if mark.direction == "vertical" else "error_x"] = _error(mark, mark.error, panel, color)
+    return [spec | _hover(mark.hover)]
+
+
+def _error(mark: Scatter, error: Float[np.ndarray, " n"], panel: Panel, color: str) -> Spec:
+    """Error bars, turned into distances on the axis where it is symlog; none where the error is not known."""
+    axis, values = (panel.y, mark.y) if mark.direction == "vertical" else (panel.x, mark.x)
+    size = np.where(np.isfinite(error), error, 0.0)
+    up, down = size, size
+    if axis.scale == "symlog":
+        at = to_symlog(values, threshold=axis.threshold)
+        up = to_symlog(values + size, threshold=axis.threshold) - at
+        down = at - to_symlog(values - size, threshold=axis.threshold)
+    if axis.scale == "log":
+        down = np.minimum(size, values - axis.limits[0] * 0.5)
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [float(f"{e:.4g}") if math.isfinite(e) else 0.0 for e in up],
+        "arrayminus": [float(f"{e:.4g}") if math.isfinite(e) else 0.0 for e in down],
+        "color": color,
+        "thickness": 1.2,
+        "width": 2.5,
+    }
+
+
+def _bars(mark: Bars, panel: Panel, colors: Colors) -> list[Spec]:
+    return [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "x": positions(mark.values, panel.x),
+            "y": [float(y) for y in mark.y],
+            "width": mark.thickness,
+            "marker": {"color": tint(colors[mark.color], mark.alpha), "line": {"width": 0}},
+        }
+        | _hover(mark.hover)
+    ]
+
+
+def _ticks(mark: Ticks, panel: Panel, colors: Colors) -> list[Spec]:
+    color = colors[mark.color]
+    height = 0.0 if mark.edge == "bottom" else 1.0
+    symbol = "x-thin-open" if mark.shape == "cross" else "line-ns-open"
+    traces: list[Spec] = []
+    for hollow, label in ((False, mark.label), (True, "not converged")):
+        chosen = mark.hollow == hollow
+        if not chosen.any():
+            continue
+        hover = tuple(text for text, good in zip(mark.hover, chosen, strict=False) if good)
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": positions(mark.x[chosen], panel.x),
+                "y": [height] * int(chosen.sum()),
+                "marker": {
+                    "symbol": "circle-open" if hollow else symbol,
+                    "size": 7 if mark.shape == "cross" or hollow else 22,
+                    "color": color,
+                    "line": {"color": color, "width": 1.6},
+                },
+                "cliponaxis": mark.shape == "tick" and not hollow,
+                "name": escaped(label),
+            }
+            | _hover(hover)
+        )
+    return traces
+
+
+def _contour(mark: Contour, panel: Panel, colors: Colors) -> list[Spec]:
+    x, y = positions(mark.x, panel.x), positions(mark.y, panel.y)
+    position = np.log10 if mark.scale == "log" else np.asarray
+    traces: list[Spec] = []
+    if mark.masked.any():
+        # One cell wider than the mask: contours end at the last valid point, and lie above.
+        traces.append(
+            {
+                "type": "heatmap",
+                "x": x,
+                "y": y,
+                "z": [[1 if near else None for near in row] for row in _widened(mark.masked)],
+                "colorscale": [[0, colors["mask"]], [1, colors["mask"]]],
+                "opacity": 0.55,
+                "showscale": False,
+                "name": escaped(mark.masked_label),
+                "hoverinfo": "skip",
+            }
+        )
+    if mark.masked.all():
+        return traces
+    levels = position(mark.levels)
+    with np.errstate(invalid="ignore"):
+        z = position(mark.z)
+    ticks, texts = _color_ticks(mark)
+    traces.append(
+        {
+            "type": "contour",
+            "x": x,
+            "y": y,
+            "z": [[float(f"{v:.5g}") if math.isfinite(v) else None for v in row] for row in z],
+            "customdata": [[number(float(v)) for v in row] for row in mark.z],
+            "hovertemplate": "α %{x:.3g}, β %{y:.3g}<br>loss %{customdata}<extra></extra>",
+            "colorscale": "Viridis",
+            "zmin": float(levels[0]),
+            "zmax": float(levels[-1]),
+            "autocontour": False,
+            "contours": {
+                "start": float(levels[0]),
+                "end": float(levels[-1]),
+                "size": float(levels[1] - levels[0]),
+                "coloring": "fill",
+            },
+            "line": {"width": 0.5, "color": "rgba(255,255,255,0.45)", "smoothing": 0},
+            "connectgaps": False,
+            "colorbar": {
+                "title": {"text": mark.label, "side": "right", "font": {"size": 12}},
+                "tickvals": ticks,
+                "ticktext": texts,
+                "thickness": 12,
+                "outlinewidth": 0,
+                "tickfont": {"size": 11},
+                "x": 1.01,
+            },
+        }
+    )
+    return traces
+
+
+def _widened(mask: Bool[np.ndarray, "ny nx"]) -> Bool[np.ndarray, "ny nx"]:
+    padded = np.pad(mask, 1)
+    rows = padded[:-2] | padded[1:-1] | padded[2:]
+    return np.asarray(rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:])
+
+
+def _color_ticks(mark: Contour) -> tuple[list[float], list[str]]:
+    levels = mark.levels[::4]
+    shown = np.log10(levels) if mark.scale == "log" else levels
+    return [float(v) for v in shown], [number(float(level), digits=2) for level in levels]
+
+
+def _path(mark: Path, panel: Panel, colors: Colors) -> list[Spec]:
+    x, y = positions(mark.x, panel.x), positions(mark.y, panel.y)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.log10(mark.values) if mark.scale == "log" else mark.values
+        low, high = (np.log10(mark.levels) if mark.scale == "log" else mark.levels)[[0, -1]]
+    words = [""] * len(x)
+    words[0], words[-1] = "start", "end"
+    halo = {"type": "scatter", "mode": "lines", "x": x, "y": y, "hoverinfo": "skip"}
+    return [
+        halo | {"line": {"color": tint(colors["halo"], 0.8), "width": 4}},
+        halo | {"line": {"color": colors["path"], "width": 1.8}},
+        {
+            "type": "scatter",
+            "mode": "markers+text",
+            "x": x,
+            "y": y,
+            "text": words,
+            "textposition": "top right",
+            "textfont": {"color": colors["path"], "size": 13, "weight": 700, "shadow": f"0 0 4px {LIGHT['halo']}"},
+            "marker": {
+                "size": 9,
+                "color": [float(f"{v:.5g}") if math.isfinite(v) else None for v in values],
+                "colorscale": "Viridis",
+                "cmin": float(low),
+                "cmax": float(high),
+                "line": {"color": colors["halo"], "width": 1.5},
+            },
+            "name": escaped(mark.label),
+        }
+        | _hover(mark.hover),
+    ]
+
+
+def _hover(texts: tuple[str, ...]) -> Spec:
+    """What a reader sees on pointing: the given text, or the coordinates."""
+    return {"hovertext": [escaped(text) for text in texts], "hoverinfo": "text"} if texts else {"hoverinfo": "x+y"}
+
+
+def escaped(text: str) -> str:
+    """Plotly reads a few tags and entities in its texts; only our own line breaks are meant."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("&lt;br>", "<br>")
+
+
+TRACES: dict[type[Mark], Callable[[Any, Panel, Colors], list[Spec]]] = {
+    Line: _line,
+    Band: _band,
+    Scatter: _scatter,
+    Bars: _bars,
+    Ticks: _ticks,
+    Contour: _contour,
+    Path: _path,
+}

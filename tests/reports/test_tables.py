@@ -1,0 +1,126 @@
+import io
+import math
+
+import numpy as np
+from rich.console import Console
+
+from reports import runs_by_hand
+from theodolite.forecasts import Finding
+from theodolite.records import Cost, Event
+from theodolite.reports import terminal
+from theodolite.reports.overview import costs_table, events_table, facts
+from theodolite.reports.rows import MOST_ROWS, gradients_table, landscape_table, spectrum_table, stability_table
+from theodolite.reports.sections import sections
+from theodolite.reports.tables import evidence_rows, terminal_table
+
+FINDING = Finding(
+    rule="edge of stability",
+    severity="critical",
+    title="The sharpness crossed [bold]the bound[/bold]",
+    message="It was 9.1 against 7.6.",
+    advice="Lower the learning rate.",
+    evidence={"ratio": 1.2, "ratio_stderr": 0.07, "readings": 1200, "loss": "training loss", "value": math.nan},
+    step=1260,
+)
+
+
+def printed(what) -> str:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(what)
+    return console.export_text()
+
+
+def test_evidence_joins_a_value_with_its_error():
+    assert evidence_rows(FINDING) == [
+        ("ratio", "1.200 ± 0.070"),
+        ("readings", "1,200"),
+        ("loss", "training loss"),
+        ("value", "not a number"),
+    ]
+
+
+def test_findings_in_the_terminal_say_severity_step_and_advice():
+    text = printed(terminal([FINDING]))
+    for words in ("critical at step 1,260", "[bold]the bound[/bold]", "What to do: Lower", "ratio 1.200 ± 0.070"):
+        assert words in text
+    assert "No rule found anything" in printed(terminal([]))
+
+
+def test_a_table_in_the_terminal_holds_every_cell():
+    table = spectrum_table(runs_by_hand.spectrum(converged=False))
+    text = printed(terminal_table(table))
+    assert all(cell in text for row in table.rows for cell in row)
+
+
+def test_eigenvalues_are_counted_from_both_ends_and_say_whether_they_converged():
+    rows = spectrum_table(runs_by_hand.spectrum(converged=False)).rows
+    assert [row[0] for row in rows] == ["λ₁", "λ₂", "λ₃", "λ₄", "λ₅", "λ₋₂", "λ₋₁"]
+    assert [row[1] for row in rows].count("not converged") == 3
+    assert rows[0][2] == "52.3 ± 2.6"
+
+
+def test_a_long_series_keeps_its_extreme_ratio():
+    rng = np.random.default_rng(0)
+    readings = [runs_by_hand.stability(i, loss=1.0, sharpness=1.0, rate=0.1, rng=rng) for i in range(500)]
+    readings[321] = readings[321].replace(ratio=7.25)
+    table = stability_table(readings)
+    assert len(table.rows) <= MOST_ROWS
+    assert [row[0] for row in table.rows if row[6].startswith("7.25")] == ["321"]
+    assert f"{500 - len(table.rows)} probes between these are in the log" in table.note
+
+
+def test_the_whole_stands_above_the_layers():
+    record = runs_by_hand.gradients()
+    rows = gradients_table(record).rows
+    assert rows[0][0] == "whole"
+    assert [row[0] for row in rows[1:]] == list(record.layers)
+
+
+def test_a_surface_says_where_it_is_lowest():
+    rows = dict(landscape_table(runs_by_hand.plane(broken=True)).rows)
+    assert rows["lowest loss"] == "0.02 at α = 0, β = 0"
+    assert rows["points not finite"] == "137"
+
+
+def test_costs_add_up():
+    records = runs_by_hand.stable_run()
+    *kinds, total = costs_table(records).rows
+    expected = sum((record.cost for record in records), Cost())
+    assert total[0] == "all"
+    assert total[2] == f"{expected.products:,.0f}"
+    assert sum(int(row[1].replace(",", "")) for row in kinds) == int(total[1].replace(",", ""))
+
+
+def test_equal_events_share_a_row():
+    records = [Event(step=step, name="probe deferred", message="budget spent") for step in (30, 10, 20)]
+    assert events_table(records).rows == (("probe deferred", "budget spent", "10 to 30", "3"),)
+
+
+def test_facts_list_every_value_once():
+    records = runs_by_hand.survey(seed=3)
+    changed = records[0].replace(context={**records[0].context, "mode": "train"})
+    found = dict(facts((changed, *records[1:])))
+    assert found["mode"] == "train, eval"
+    assert found["parameters"] == "19,706"
+    assert found["seeds"] == "3"
+    assert next(iter(found)) == "model"
+
+
+def test_the_last_record_of_each_kind_is_shown():
+    early, late = runs_by_hand.gradients(step=10), runs_by_hand.gradients(step=20, scale=7.0)
+    (section,) = sections([late, early])
+    assert section.name == "gradients"
+    assert section.blocks[0].origin[0].startswith("Gradients · step 20")
+
+
+def test_a_spectrum_without_density_keeps_its_table():
+    (section,) = sections([runs_by_hand.spectrum()])
+    (block,) = section.blocks
+    assert block.figure is None
+    assert block.tables[0].title == "Extreme eigenvalues of the Hessian"
+
+
+def test_eigenvalues_of_another_step_are_not_drawn_over_a_density():
+    (section,) = sections([runs_by_hand.spectrum(step=1), runs_by_hand.density(step=2)])
+    assert "Ticks" not in section.blocks[0].figure.caption
+    assert len(section.blocks[0].tables) == 2
