@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -73,23 +75,30 @@ class _Values:
                     tensor.copy_(value)
 
 
-RandomState = tuple[torch.Tensor, list[torch.Tensor], object, object]
+@dataclass(frozen=True)
+class RandomState:
+    """The state of every random number generator that a model or loader may draw from."""
+
+    torch: Tensor
+    cuda: list[Tensor]
+    python: Any
+    numpy: Any
 
 
 def random_state() -> RandomState:
-    """The state of every random number generator that a model or loader may draw from."""
+    """The state of all generators now."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.get_rng_state(), cuda, random.getstate(), np.random.get_state()  # noqa: NPY002 - the user's, not ours
+    numpy = np.random.get_state()  # noqa: NPY002 - the user's, not ours
+    return RandomState(torch.get_rng_state(), cuda, random.getstate(), numpy)
 
 
 def restore_random_state(state: RandomState) -> None:
     """Put back what ``random_state`` returned."""
-    torch_state, cuda, python, numpy = state
-    torch.set_rng_state(torch_state)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
-    random.setstate(python)  # type: ignore[arg-type]
-    np.random.set_state(numpy)  # type: ignore[arg-type]  # noqa: NPY002
+    torch.set_rng_state(state.torch)
+    if state.cuda:
+        torch.cuda.set_rng_state_all(state.cuda)
+    random.setstate(state.python)
+    np.random.set_state(state.numpy)  # noqa: NPY002
 
 
 def seed_everything(seed: int) -> None:
