@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from theodolite.forecasts import Finding, load
+from theodolite.landscapes import plane
+from theodolite.monitor import Monitor
+from theodolite.plans import STANDARD, survey
+from theodolite.problem import Problem
+from theodolite.records import Plane, Snapshot
+from theodolite.reports import report
 
 
 class ResidualBlock(nn.Module):
@@ -64,3 +78,108 @@ def digits() -> tuple[Float[Tensor, "b 1 8 8"], Int[Tensor, " b"]]:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     inputs = torch.tensor(images, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16.0
     return inputs[order], torch.tensor(labels, dtype=torch.int64)[order]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one run of the demo trains: SGD with momentum, the learning rate rising linearly to its peak.
+
+    Args:
+        name: folder of its run log.
+        peak: learning rate at the end of the warm-up.
+        warmup: steps of warm-up.
+        steps: steps altogether.
+    """
+
+    name: str
+    peak: float
+    warmup: int
+    steps: int = 100
+
+
+RECIPES = (Recipe("stable", peak=0.1, warmup=20), Recipe("diverging", peak=20.0, warmup=100))
+BATCH, PROBE, EVERY = 128, 512, 4
+TRAINING = 1437  # of 1,797 digits
+
+Progress = Callable[[str, float], None]
+SEVERITIES = ("critical", "warning", "info")
+
+
+def demonstrate(
+    out: str | os.PathLike[str], *, on_progress: Progress | None = None
+) -> tuple[Path, tuple[Finding, ...]]:
+    """Train both recipes under the monitor, survey the final checkpoints, and write the report.
+
+    Cost: about a minute and a half on two cores.
+
+    Args:
+        out: folder; each recipe's run log goes below it, and ``report.html``.
+        on_progress: called with what is being done and the share done so far.
+
+    Returns:
+        The path of the page, and the findings of both runs, most severe first.
+    """
+    folder = Path(out)
+    tell: Progress = on_progress or (lambda what, share: None)
+    findings: list[Finding] = []
+    for index, recipe in enumerate(RECIPES):
+        base = index / len(RECIPES)
+
+        def within(what: str, share: float, name: str = recipe.name, base: float = base) -> None:
+            tell(f"{name}: {what}", base + share / len(RECIPES))
+
+        log = folder / recipe.name
+        shutil.rmtree(log, ignore_errors=True)
+        model = train(recipe, log, within)
+        survey_digits(model, recipe, log, within)
+        findings += load(log).findings()
+    tell("writing the report", 0.98)
+    page = report([folder / recipe.name for recipe in RECIPES], folder / "report.html", figures=folder / "figures")
+    return page, tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def train(recipe: Recipe, log: Path, tell: Progress) -> nn.Module:
+    """Train one recipe, watched by a monitor every few steps."""
+    torch.manual_seed(0)
+    inputs, targets = digits()
+    model = resnet()
+    optimizer = torch.optim.SGD(model.parameters(), lr=recipe.peak, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / recipe.warmup))
+    order = torch.Generator().manual_seed(1)
+    with Monitor(digits_problem(model), optimizer, log=log, every=EVERY, budget=None) as monitor:
+        for step in range(recipe.steps):
+            chosen = torch.randint(TRAINING, (BATCH,), generator=order)
+            model.train()
+            loss = F.cross_entropy(model(inputs[chosen]), targets[chosen])
+            monitor.log(loss=loss.detach(), lr=optimizer.param_groups[0]["lr"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            tell(f"training, step {step + 1}", 0.5 * (step + 1) / recipe.steps)
+    return model
+
+
+def survey_digits(model: nn.Module, recipe: Recipe, log: Path, tell: Progress) -> None:
+    """Survey the final checkpoint: norms, spectrum, traces, density, and the planes of noise and of the trajectory."""
+    problem = digits_problem(model)
+    snapshots = load(log).select(Snapshot)
+
+    def path_plane(problem: Problem) -> Plane:
+        """The plane through the trajectory's two principal directions."""
+        return plane(problem, directions="trajectory", trajectory=snapshots, points=21)
+
+    survey(
+        problem,
+        measures=(*STANDARD, path_plane),
+        log=log,
+        step=recipe.steps,
+        on_progress=lambda name, done, total: tell(f"surveying, {name}", 0.5 + 0.5 * done / total),
+    )
+
+
+def digits_problem(model: nn.Module) -> Problem:
+    """The loss on 512 training digits, in batches as large as training's and with BatchNorm as training sees it."""
+    inputs, targets = digits()
+    batches = list(zip(inputs[:PROBE].split(BATCH), targets[:PROBE].split(BATCH), strict=True))
+    return Problem(model, nn.CrossEntropyLoss(), batches, mode="train")

@@ -126,7 +126,7 @@ def _preconditioner(
         beta1, beta2 = (float(beta) for beta in group["betas"])
         second: Tensor = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
         # Bias corrections: of the first moment it lengthens the step, so it divides P (Cohen et al. 2022).
-        return (1 - beta1**steps) * (torch.sqrt(second / (1 - beta2**steps)) + float(group["eps"]))
+        return float(1 - beta1**steps) * (torch.sqrt(second / float(1 - beta2**steps)) + float(group["eps"]))
     if isinstance(optimizer, RMSprop) and "square_avg" in state:
         second = state["square_avg"] - state["grad_avg"].square() if group["centered"] else state["square_avg"]
         return torch.sqrt(second) + float(group["eps"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from theodolite.errors import DataError, NonFiniteError, ParameterError, ProblemError
 from theodolite.problem.check import check
 from theodolite.problem.criteria import recognise
-from theodolite.problem.data import Batches, move, split
+from theodolite.problem.data import Batches, fingerprint, move, split
 from theodolite.problem.guard import seed_everything, undisturbed
 from theodolite.problem.memory import spare_memory
 from theodolite.problem.numerics import exact_arithmetic
@@ -258,6 +259,19 @@ class Problem:
             self.model, self.objective, self.batches, params=lambda name, _: name in names, **(options | changes)
         )
         return other
+
+    def digest(self) -> str:
+        """A short hash of what is surveyed: values of parameters and buffers, data, selection, mode, dtype and seed.
+
+        Cost: one walk over the data without the model.
+        """
+        found = hashlib.blake2b(digest_size=16)
+        point = self.point()
+        for tensor in (*point.leaves, *point.constants.values(), *point.buffers.values()):
+            found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        data = [fingerprint(batch) for batch in self.batches]
+        found.update(repr((self.layout.names, self.mode, str(self.dtype), self.microbatch, self.seed, data)).encode())
+        return found.hexdigest()
 
     def context(self) -> dict[str, Any]:
         """What a record says of its problem."""
