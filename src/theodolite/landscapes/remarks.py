@@ -19,7 +19,7 @@ from theodolite.records import Cost
 
 def cost(readings: Sequence[Reading], *, started: float) -> Cost:
     """Every reading that was taken, once: the centre may stand in several places."""
-    return Cost(forwards=len({id(reading) for reading in readings}), seconds=time.perf_counter() - started)
+    return Cost(forwards=float(len({id(reading) for reading in readings})), seconds=time.perf_counter() - started)
 
 
 def context(problem: Problem, *, name: str, center: Reading) -> dict[str, Any]:

@@ -86,10 +86,10 @@ def trajectory(snapshots: Sequence[Snapshot], *, center: Float[np.ndarray, " n"]
             f"Expected at least {LEAST} snapshots with finite parameters to span the plane of a trajectory, found "
             f"{len(snapshots)}. Record more during training, or use directions='filter'."
         )
+    if not all(np.isfinite(snapshot.parameters).all() for snapshot in snapshots):
+        raise ProblemError("Expected snapshots with finite parameters, found NaN or infinity. Leave those out.")
     gram = sum((block @ block.T for _, block in _differences(snapshots, center)), np.zeros((len(snapshots),) * 2))
     values, vectors = np.linalg.eigh(gram)
-    if not np.isfinite(values).all():
-        raise ProblemError("Expected snapshots with finite parameters, found NaN or infinity. Leave those out.")
     (second, first), pair = values[-2:], vectors[:, :-3:-1]
     if second <= 64 * len(snapshots) * np.finfo(np.float64).eps * first:
         raise ProblemError(
