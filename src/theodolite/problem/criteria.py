@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import DataError, OperatorError, ProblemError
-from theodolite.problem.data import map_tensors, samples_of
+from theodolite.problem.data import map_tensors, samples_of, tensors_of
 
 
 class OutputLoss(ABC):
@@ -101,7 +102,7 @@ class CrossEntropy(OutputLoss):
     def averages(self) -> bool:
         return self.mean
 
-    def shares(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
+    def shares(self, outputs: Any, targets: Tensor) -> Float[Tensor, " b"]:
         logits = tensor_of(outputs)
         values = F.cross_entropy(
             logits,
@@ -113,7 +114,7 @@ class CrossEntropy(OutputLoss):
         )
         return _per_sample(values)
 
-    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+    def weight(self, outputs: Any, targets: Tensor) -> float:
         if targets.is_floating_point():
             return float(targets.numel() // tensor_of(outputs).shape[1])
         valid = targets[targets != self.ignore_index]
@@ -159,7 +160,7 @@ class BinaryCrossEntropy(OutputLoss):
     def averages(self) -> bool:
         return self.mean
 
-    def shares(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
+    def shares(self, outputs: Any, targets: Tensor) -> Float[Tensor, " b"]:
         logits = _same_shape(tensor_of(outputs), targets)
         values = F.binary_cross_entropy_with_logits(
             logits,
@@ -170,7 +171,7 @@ class BinaryCrossEntropy(OutputLoss):
         )
         return _per_sample(values)
 
-    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+    def weight(self, outputs: Any, targets: Tensor) -> float:
         return float(targets.numel())
 
     def curvature(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
@@ -194,11 +195,11 @@ class SquaredError(OutputLoss):
     def averages(self) -> bool:
         return self.mean
 
-    def shares(self, outputs: Tensor, targets: Tensor) -> Float[Tensor, " b"]:
+    def shares(self, outputs: Any, targets: Tensor) -> Float[Tensor, " b"]:
         values = _same_shape(tensor_of(outputs), targets)
         return _per_sample((values - targets.to(values.dtype)).square())
 
-    def weight(self, outputs: Tensor, targets: Tensor) -> float:
+    def weight(self, outputs: Any, targets: Tensor) -> float:
         return float(targets.numel())
 
     def curvature(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
@@ -229,14 +230,25 @@ class Generic(OutputLoss):
         return self.evaluate(outputs, targets)[1]
 
     def evaluate(self, outputs: Any, targets: Any) -> tuple[Float[Tensor, ""], float]:
-        value = self.criterion(outputs, targets)
+        value = self._value(outputs, targets)
         if isinstance(value, tuple):
-            return one_number(value[0], "the criterion"), float(value[1])
+            return total_and_weight(value, "the criterion")
         samples = samples_of(targets)
         return one_number(value, "the criterion") * (samples if self.averages() else 1), float(samples)
 
     def averages(self) -> bool:
         return getattr(self.criterion, "reduction", "mean") != "sum"
+
+    def _value(self, outputs: Any, targets: Any) -> Any:
+        """The criterion, whose own tensors follow the device and type of the outputs and are not written to."""
+        if not isinstance(self.criterion, nn.Module):
+            return self.criterion(outputs, targets)
+        reference = next((tensor for tensor in tensors_of(outputs) if tensor.is_floating_point()), None)
+        if reference is None:
+            return self.criterion(outputs, targets)
+        own = {name: _placed(parameter, reference) for name, parameter in self.criterion.named_parameters()}
+        own |= {name: _placed(buffer, reference).clone() for name, buffer in self.criterion.named_buffers()}
+        return torch.func.functional_call(self.criterion, own, (outputs, targets))
 
 
 def one_number(value: Any, who: str) -> Float[Tensor, ""]:
@@ -255,6 +267,24 @@ def one_number(value: Any, who: str) -> Float[Tensor, ""]:
     return value.reshape(())
 
 
+def total_and_weight(value: tuple[Any, ...], who: str) -> tuple[Float[Tensor, ""], float]:
+    """Check that a tuple is (total, weight).
+
+    Raises:
+        ProblemError: it is another tuple, such as (loss, logits), or the weight is negative.
+    """
+    weight = value[1] if len(value) == 2 else None
+    if isinstance(weight, Tensor) and weight.numel() == 1:
+        weight = float(weight.detach())
+    if isinstance(weight, Tensor) or not isinstance(weight, Real) or not float(weight) >= 0:
+        parts = [f"shape {tuple(part.shape)}" if isinstance(part, Tensor) else repr(part)[:40] for part in value]
+        raise ProblemError(
+            f"Expected {who} to return one number or a pair (total, count) with a count of at least 0, found a tuple of "
+            f"{len(value)}: {', '.join(parts)}. Return the loss alone, e.g. output[0]."
+        )
+    return one_number(value[0], who), float(weight)
+
+
 def tensor_of(outputs: Any) -> Tensor:
     """The tensor in a model's output: itself, or the ``logits`` of a structured output."""
     found = outputs if isinstance(outputs, Tensor) else getattr(outputs, "logits", None)
@@ -267,7 +297,11 @@ def tensor_of(outputs: Any) -> Tensor:
 
 
 def _like(weight: Tensor | None, reference: Tensor) -> Tensor | None:
-    return None if weight is None else weight.to(reference.device, reference.dtype)
+    return None if weight is None else _placed(weight, reference)
+
+
+def _placed(tensor: Tensor, reference: Tensor) -> Tensor:
+    return tensor.to(reference.device, reference.dtype if tensor.is_floating_point() else None)
 
 
 def _per_sample(values: Tensor) -> Float[Tensor, " b"]:

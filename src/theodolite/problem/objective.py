@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import DataError, OperatorError
-from theodolite.problem.criteria import OutputLoss, one_number
+from theodolite.problem.criteria import OutputLoss, one_number, total_and_weight
 from theodolite.problem.data import samples_of, split
 
 Evaluation = tuple[Float[Tensor, ""], float]
@@ -85,7 +85,7 @@ class LossObjective(Objective):
     def evaluate(self, model: nn.Module, batch: Any) -> Evaluation:
         value = self.function(model, batch)
         if isinstance(value, tuple):
-            return one_number(value[0], "the loss function"), float(value[1])
+            return total_and_weight(value, "the loss function")
         loss = one_number(getattr(value, "loss", value), "the loss function")
         weight = _denominator(model, batch)
         return (loss * weight if weight else torch.zeros_like(loss)), weight

@@ -58,9 +58,7 @@ class Layout:
     def layer_slices(self) -> dict[str, slice]:
         """Where each layer lies in the flat vector; the parameters of a module follow one another."""
         slices = self.slices
-        return {
-            layer: slice(slices[names[0]].start, slices[names[-1]].stop) for layer, names in self.layers.items()
-        }
+        return {layer: slice(slices[names[0]].start, slices[names[-1]].stop) for layer, names in self.layers.items()}
 
     def flatten(self, tensors: Sequence[Tensor]) -> Float[Tensor, " n"]:
         """Concatenate one tensor for each parameter."""

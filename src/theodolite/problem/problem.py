@@ -413,7 +413,7 @@ class Problem:
         weights = []
         for _, total, weight, part in self.chunk_gradients():
             if not torch.isfinite(total):
-                raise non_finite_loss(float(total))
+                raise non_finite_loss(float(total.detach()))
             gradient += part
             weights.append(weight)
         return gradient / self.total_weight(torch.tensor(weights, dtype=torch.float64))
