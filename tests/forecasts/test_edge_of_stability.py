@@ -179,6 +179,12 @@ def test_the_adam_form_speaks_of_the_preconditioner_and_not_of_clipping():
     assert "Clipping gradients hardly helps" in finding.advice
 
 
+def test_weight_decay_of_sgd_is_no_preconditioner():
+    finding = only([reading(0, 1.25, preconditioned_sharpness=25.01)])
+    assert "the sharpness was 25.01 against the bound 20" in finding.message
+    assert "Clipping the gradient norm at 2.4" in finding.advice
+
+
 def test_headroom_is_reported_where_nothing_crossed():
     finding = only(readings(0.2, 0.5, 0.4))
     assert finding.severity == "info"
@@ -208,6 +214,7 @@ def test_a_single_survey_has_no_steps():
 def test_an_unknown_rule_is_not_judged():
     unknown = {
         "threshold": NAN,
+        "sharpness": 20.0,
         "preconditioned_sharpness": NAN,
         "optimizer": "Muon",
         "rule": "no rule for Muon",
@@ -219,7 +226,7 @@ def test_an_unknown_rule_is_not_judged():
 def test_readings_that_are_nan_do_not_hide_the_others():
     records = [*readings(0.5, 1.2), reading(20, NAN), *losses(1.0, 1.0, NAN)]
     assert only(records).evidence["steps_of_warning"] == 10
-    assert list(edge_of_stability([reading(0, NAN)])) == []
+    assert list(edge_of_stability([reading(0, NAN, threshold=NAN)])) == []
     infinite = only([reading(0, 0.5), reading(10, INF)])
     assert infinite.evidence["learning_rate_allowed_crossing"] == 0
 

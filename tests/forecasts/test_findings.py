@@ -97,6 +97,15 @@ def test_not_converged_speaks_once_of_each_kind():
     assert list(not_converged([spectrum(), reading(0, 0.5)])) == []
 
 
+def test_an_eigenvalue_that_is_nan_is_not_finite_rather_than_not_converged():
+    unreadable = reading(0, NAN, sharpness=NAN, residual=NAN, converged=False, threshold=NAN)
+    assert [finding.rule for finding in findings([unreadable])] == ["non-finite reading"]
+    broken = spectrum(
+        eigenvalues=np.array([5.0, NAN, NAN]), residuals=np.array([0.1, NAN, NAN]), converged=np.zeros(3, bool)
+    )
+    assert "1 of 3 eigenvalues missed" in next(iter(not_converged([broken]))).message
+
+
 def test_non_finite_names_the_first_step_and_the_places():
     records = [
         loss(30, INF),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from theodolite.forecasts.finding import Finding, Severity
-from theodolite.forecasts.learning_rate import rate_advice, rates_allowed
+from theodolite.forecasts.learning_rate import preconditioned, rate_advice, rates_allowed
 from theodolite.forecasts.loss_range import Excursion, excursion
 from theodolite.forecasts.order import at, by_step
 from theodolite.records import Record, Stability
@@ -33,7 +33,9 @@ def edge_of_stability(records: Sequence[Record]) -> Iterable[Finding]:
     readings = by_step(records, Stability)
     known = [reading for reading in readings if not math.isnan(reading.ratio)]
     if not known:
-        return [_unknown(readings)] if readings and all(math.isnan(reading.threshold) for reading in readings) else []
+        # Where the sharpness itself is NaN, that is for the rule on non-finite readings to say.
+        unknown = [reading for reading in readings if math.isfinite(reading.sharpness)]
+        return [_unknown(unknown)] if unknown else []
     first = next((index for index, reading in enumerate(known) if reading.crossed), None)
     step = known[first or 0].step
     left = None if step is None else excursion(records, after=step)
@@ -98,7 +100,7 @@ def _span(readings: list[Stability]) -> str:
 
 
 def _first_words(reading: Stability, before: Stability | None) -> str:
-    sharpness = "sharpness" if reading.preconditioned_sharpness == reading.sharpness else "preconditioned sharpness"
+    sharpness = "preconditioned sharpness" if preconditioned(reading) else "sharpness"
     words = (
         f"{at(reading.step).capitalize()} the {sharpness} was {reading.preconditioned_sharpness:.4g} against the bound "
         f"{reading.threshold:.4g} of {reading.optimizer} ({reading.rule}): ratio {_ratio(reading)}."
@@ -240,7 +242,7 @@ def _unknown(readings: list[Stability]) -> Finding:
         rule=_RULE,
         severity="info",
         title=f"The stability bound of {last.optimizer} is not known",
-        message=f"{plural(len(readings), 'reading')} of the sharpness, and nothing to hold it against ({last.rule}).",
+        message=f"{plural(len(readings), 'reading')} of the sharpness, and nothing to hold it against.",
         advice=f"Compare the sharpness, {last.sharpness:.4g} {at(last.step)}, with earlier runs of the same optimiser.",
         evidence={"readings": len(readings), "sharpness": last.sharpness},
         step=last.step,

@@ -48,10 +48,14 @@ def rate_advice(until: Sequence[Stability], since: Sequence[Stability], *, harml
     return " ".join((*parts, _clipping(crossing)))
 
 
+def preconditioned(reading: Stability) -> bool:
+    """Whether the steps go through a preconditioner; with SGD the two sharpnesses differ by weight decay alone."""
+    return reading.optimizer != "SGD" and reading.preconditioned_sharpness != reading.sharpness
+
+
 def _rate(reading: Stability) -> str:
     """A learning rate with the reading that it follows from."""
-    preconditioned = reading.preconditioned_sharpness != reading.sharpness
-    source = "lr / ratio" + (" at the preconditioner of that step" if preconditioned else "")
+    source = "lr / ratio" + (" at the preconditioner of that step" if preconditioned(reading) else "")
     return f"{reading.max_learning_rate:.3g} ({source}, {at(reading.step)})"
 
 
@@ -71,7 +75,7 @@ def _warm_up(until: Sequence[Stability]) -> str:
 
 def _clipping(crossing: Stability) -> str:
     """Clipping at c makes the rate lr·min(1, c/‖g‖), which an optimiser that normalises its steps undoes."""
-    if crossing.preconditioned_sharpness != crossing.sharpness:
+    if preconditioned(crossing):
         return "Clipping gradients hardly helps here, as the preconditioner normalises them again."
     if not math.isfinite(crossing.ratio) or not crossing.gradient_norm > 0:
         return "Clipping the gradient norm lowers the effective rate in the same way."

@@ -20,7 +20,10 @@ _ADVICE = (
 
 
 def not_converged(records: Sequence[Record]) -> Iterable[Finding]:
-    """Name the eigenvalues that did not converge, with the residual reached; one finding for each kind of record."""
+    """Name the eigenvalues that did not converge, with the residual reached; one finding for each kind of record.
+
+    An eigenvalue that is NaN was not estimated at all, which is for the rule on non-finite readings to say.
+    """
     spectra = by_step(records, Spectrum)
     for operator in sorted({spectrum.operator for spectrum in spectra}):
         yield from _of(f"spectrum of the {operator}", [_spectrum(one) for one in spectra if one.operator == operator])
@@ -45,13 +48,14 @@ class _Reading:
 
 def _spectrum(record: Spectrum) -> _Reading:
     return _Reading(
-        step=record.step, tol=record.tol, values=record.eigenvalues, residuals=record.residuals, failed=~record.converged
+        step=record.step, tol=record.tol, values=record.eigenvalues, residuals=record.residuals,
+        failed=~record.converged & ~np.isnan(record.eigenvalues),
     )  # fmt: skip
 
 
 def _sharpness(record: Stability) -> _Reading:
     values, residuals = np.array([record.sharpness]), np.array([record.residual])
-    failed = np.array([not record.converged])
+    failed = np.array([not record.converged and not math.isnan(record.sharpness)])
     return _Reading(step=record.step, tol=record.tol, values=values, residuals=residuals, failed=failed)
 
 
