@@ -87,15 +87,16 @@ def _rule(axes: Axes, mark: Rule, colors: Colors, order: float) -> None:
         return
     axes.axvline(mark.at, color=color, linewidth=mark.width, zorder=order)
     if mark.label:
+        foot = 0 if mark.end == "foot" else 1
         late = mark.at > np.mean(axes.get_xlim())
         axes.annotate(
             plain(mark.label),
-            xy=(mark.at, 0),
+            xy=(mark.at, foot),
             xycoords=("data", "axes fraction"),
-            xytext=(-4 if late else 4, 4),
+            xytext=(-4 if late else 4, 4 if foot == 0 else -4),
             textcoords="offset points",
             ha="right" if late else "left",
-            va="bottom",
+            va="bottom" if foot == 0 else "top",
             color=color,
             fontsize=7.5,
             fontweight="bold",

@@ -162,7 +162,10 @@ def _table(table: Table) -> dict[str, Any]:
 
 
 def _title(runs: Sequence[Source]) -> str:
-    return "Survey of " + (" and ".join(run.name for run in runs) if len(runs) < 4 else f"{len(runs)} runs")
+    names = [run.name for run in runs]
+    if len(names) > 4:
+        return f"Survey of {len(names)} runs"
+    return "Survey of " + (", ".join(names[:-1]) + " and " if len(names) > 1 else "") + names[-1]
 
 
 def _file(name: str) -> str:

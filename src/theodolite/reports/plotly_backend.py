@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from theodolite.reports.figures.description import Axis, Figure, Panel, Rule, Ticks
-from theodolite.reports.figures.scales import symlog_ticks
+from theodolite.reports.figures.scales import log_ticks, symlog_ticks
 from theodolite.reports.numbers import short, tick_labels
 from theodolite.reports.palette import LIGHT, tint
 from theodolite.reports.plotly_marks import TRACES, Colors, Spec, escaped, positions
@@ -125,9 +125,11 @@ def _axis(axis: Axis, colors: Colors) -> Spec:
     if axis.scale == "log":
         decades = math.log10(axis.limits[1] / axis.limits[0])
         spec |= {"type": "log", "range": [math.log10(end) for end in axis.limits]}
-        spec |= {"dtick": max(1, math.ceil(decades / 7)) if decades >= 2 else "D2"}
         # Plotly enlarges powers of ten by a quarter to make room for the exponent.
-        spec |= {"tickfont": {"size": 9}} if decades >= 2 else {}
+        powers: Spec = {"dtick": math.ceil(decades / 7), "tickfont": {"size": 9}}
+        ticks = log_ticks(axis)
+        few: Spec = {"tickvals": ticks.tolist(), "ticktext": tick_labels(ticks)}
+        spec |= powers if decades >= 2 else few
     if axis.scale == "symlog":
         ticks = symlog_ticks(axis)
         spec |= {
@@ -160,18 +162,19 @@ def _rule(mark: Rule, panel: Panel, suffix: str, colors: Colors, layout: Spec) -
     layout["shapes"].append({"type": "line", **across, **references, "line": line, "layer": "below"})
     if not mark.label:
         return
+    head = upright and mark.end == "head"
     late = upright and mark.at > sum(panel.x.limits) / 2
     logarithmic = (panel.x if upright else panel.y).scale == "log"  # shapes lie at values there, texts at logarithms
     height = math.log10(mark.at) if logarithmic else at
-    place = {"x": height, "y": 0} if upright else {"x": 1, "y": height}
+    place = {"x": height, "y": 1 if head else 0} if upright else {"x": 1, "y": height}
     layout["annotations"].append(
         {
             "text": f"<b>{escaped(mark.label)}</b>" if upright else escaped(mark.label),
             "showarrow": False,
             "xanchor": "right" if late or not upright else "left",
-            "yanchor": "bottom",
+            "yanchor": "top" if head else "bottom",
             "xshift": -4 if late else 4,
-            "yshift": 4 if upright else 0,
+            "yshift": -4 if head else 4 if upright else 0,
             "font": {"size": 12 if upright else 11, "color": color},
             "bgcolor": tint(colors["paper"], 0.8),
             **place,

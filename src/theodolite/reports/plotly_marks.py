@@ -257,7 +257,7 @@ def _hover(texts: tuple[str, ...]) -> Spec:
 
 def escaped(text: str) -> str:
     """Plotly reads a few tags and entities in its texts; only our own line breaks are meant."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("&lt;br>", "<br>")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace("&lt;br>", "<br>").replace("\n", "<br>")
 
 
 TRACES: dict[type[Mark], Callable[[Any, Panel, Colors], list[Spec]]] = {

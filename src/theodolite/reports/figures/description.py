@@ -69,13 +69,14 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rule:
-    """A straight reference line across the panel; the label of a vertical one stands at its foot."""
+    """A straight reference line across the panel; the label of a vertical one stands at its head or foot."""
 
     at: float
     direction: Literal["horizontal", "vertical"]
     color: str
     label: str = ""
     width: float = 1.3
+    end: Literal["head", "foot"] = "foot"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

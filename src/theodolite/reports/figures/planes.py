@@ -138,10 +138,10 @@ def _aspect(record: Plane) -> float | None:
 
 def _plane_axis(record: Plane, which: Literal[0, 1]) -> Axis:
     letter, index = ("α", "₁") if which == 0 else ("β", "₂")
-    share = "" if record.explained is None else f"; {100 * record.explained[which]:.1f} % of the variance"
+    share = "" if record.explained is None else f"\n{100 * record.explained[which]:.1f} % of the variance"
     norm = number(record.direction_norms[which], digits=3)
     positions = record.alphas if which == 0 else record.betas
-    return Axis(label=f"{letter} (units of ‖d{index}‖ = {norm}{share})", limits=ends_of(positions))
+    return Axis(label=f"{letter} (units of ‖d{index}‖ = {norm}){share}", limits=ends_of(positions))
 
 
 def _masked_label(lost: int, capped: int, cap: float | None) -> str:

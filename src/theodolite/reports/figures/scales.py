@@ -62,6 +62,16 @@ def linear_threshold(finite: Float[np.ndarray, " n"]) -> float:
     return float(10 ** np.floor(max(np.log10(np.quantile(magnitudes, 0.25)), np.log10(magnitudes.max()) - 7)))
 
 
+def position(value: float, axis: Axis) -> float:
+    """Where a value lies on an axis, 0 at its lower and 1 at its upper end."""
+    points = np.array([axis.limits[0], value, axis.limits[1]])
+    if axis.scale == "log":
+        points = np.log10(points)
+    if axis.scale == "symlog":
+        points = to_symlog(points, threshold=axis.threshold)
+    return float((points[1] - points[0]) / (points[2] - points[0]))
+
+
 def to_symlog(values: Float[np.ndarray, " n"], *, threshold: float) -> Float[np.ndarray, " n"]:
     """Positions on a symlog axis: linear within ±threshold (one unit long), one unit a decade beyond."""
     scaled = np.abs(values) / threshold

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from theodolite.records import Record, Scalars, Stability
 from theodolite.reports.figures.description import Axis, Band, Figure, Line, Mark, Panel, Rule, Scatter, Ticks
-from theodolite.reports.figures.scales import fitted_axis
+from theodolite.reports.figures.scales import fitted_axis, position
 from theodolite.reports.figures.thinning import thin
 from theodolite.reports.numbers import number
 
@@ -79,7 +79,7 @@ def _loss_panel(scalars: list[Scalars], readings: list[Stability], x: Axis) -> P
     steps, curve = _array([_step(r) for r in scalars])[kept], curve[kept]
     probes, losses = _array([_step(r) for r in readings]), _array([r.loss for r in readings])
     y = fitted_axis("loss", curve, losses)
-    marks: list[Mark] = [*_crossing_rule(readings, labelled=False)]
+    marks: list[Mark] = [*_crossing_rule(readings)]
     if len(curve):
         marks.append(Line(x=steps, y=_gaps(curve), color="loss", alpha=0.55, width=1.0, label="training batch"))
     if readings:
@@ -113,7 +113,7 @@ def _sharpness_panel(readings: list[Stability], x: Axis) -> Panel:
             Band(x=steps, low=bound, high=np.where(np.isfinite(bound), top, np.nan), color="bound", alpha=0.08),
             Line(x=steps, y=bound, color="bound", dash=True, width=1.5, label=_bound_label(readings)),
         ]
-    marks += _crossing_rule(readings, labelled=True)
+    marks += _crossing_rule(readings, y)
     marks += [
         Line(x=steps, y=_gaps(sharpness), color="curvature", alpha=0.5, width=1.0),
         Scatter(
@@ -131,12 +131,22 @@ def _sharpness_panel(readings: list[Stability], x: Axis) -> Panel:
     return Panel(marks=tuple(marks), x=x, y=y, weight=1.0)
 
 
-def _crossing_rule(readings: list[Stability], *, labelled: bool) -> list[Rule]:
+def _crossing_rule(readings: list[Stability], y: Axis | None = None) -> list[Rule]:
+    """The first crossing, labelled on a given axis at the end that is further from the bound."""
     first = crossing(readings)
     if first is None:
         return []
-    label = f"step {first.step:,}: above the bound" if labelled else ""
-    return [Rule(at=float(_step(first)), direction="vertical", color="crossing", label=label)]
+    label = "" if y is None else f"step {first.step:,}: above the bound"
+    low = y is not None and position(first.threshold, y) < 0.25
+    return [
+        Rule(
+            at=float(_step(first)),
+            direction="vertical",
+            color="crossing",
+            label=label,
+            end="head" if low else "foot",
+        )
+    ]
 
 
 def _missing(steps: Float[np.ndarray, " n"], values: Float[np.ndarray, " n"], y: Axis) -> list[Mark]:
