@@ -25,7 +25,7 @@ def check(problem: Problem) -> None:
         NotDeterministicError: data or loss differ between the two, with the likely cause.
         ProblemError: the loss of the batch is not the weighted mean of its halves, so batches cannot be combined.
     """
-    batch = next(iter(problem.batches))
+    batch = problem.batches.first()
     _same_data(problem, batch)
     placed = move(batch, device=problem.device, dtype=problem.cast)
     point = problem.point()

@@ -39,6 +39,7 @@ class Batches:
         self._kept: list[Any] | None = list(source) if isinstance(source, list | tuple) else None
         self._fingerprints: list[tuple[float, ...]] = []
         self._keep = keep
+        self._first: Any = None
 
     def __iter__(self) -> Iterator[Any]:
         if self._kept is not None:
@@ -52,6 +53,12 @@ class Batches:
     def is_list(self) -> bool:
         """Whether the batches were given as a list or tuple, which cannot change between passes."""
         return isinstance(self._source, list | tuple)
+
+    def first(self) -> Any:
+        """The first batch, the same object at every call: starting a loader's workers takes seconds."""
+        if self._first is None:
+            self._first = next(iter(self))
+        return self._first
 
     def first_again(self) -> Any:
         """The first batch of a fresh walk under other random numbers, to compare with the first pass.
