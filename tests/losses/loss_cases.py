@@ -116,6 +116,28 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         for metric in (losses.f_score, losses.g_mean, losses.matthews, losses.cohen_kappa, losses.balanced_accuracy)
     ],
     "h_calibration": [{"window": 3, "bins": 2}],
+    "info_nce": [{"temperature": 0.5}, {"temperature": 0.5, "tile": 2, "symmetric": False}],
+    "nt_xent": [{}, {"tile": 3}],
+    "siglip": [{"log_scale": 1.0, "bias": -1.0}, {"log_scale": 1.0, "bias": -1.0, "tile": 2}],
+    "clip": [{}],
+    "supcon": [{"temperature": 0.5}, {"temperature": 0.5, "variant": "in"}],
+    "alignment": [{}, {"alpha": 1.5}],
+    "dispersive": [{"kind": kind, "margin": 9.0} for kind in ("l2", "cosine", "hinge", "covariance")],
+    "icon": [{"debias": 0.2}],
+    "triplet": [{"mining": mining, "margin": m} for mining in ("hard", "semi", "all") for m in (5.0, None)],
+    "circle": [{"gamma": 2.0, "detach_weight": False}],
+    "multi_similarity": [{"beta": 3.0, "epsilon": 0.5}],
+    "ccl": [{"margin": -0.3}],
+    "proto_triplet": [{"margin": 5.0}],
+    "pair_contrastive": [{"margin": 5.0}],
+    "orthohash": [{}, {"kind": "angle"}],
+    "mean_field_contrastive": [{"lam": 0.1, "negative_margin": 1.2}],
+    "mean_field_multi_similarity": [{"lam": 0.1, "beta": 3.0}],
+    "submodular": [
+        {"function": function, "correlation": correlation}
+        for function in ("facility", "graph-cut", "logdet")
+        for correlation in (False, True)
+    ],
     "number_token": [{"values": VALUES}, {"values": VALUES, "kind": "moment"}],
     "goldfish": [{"k": 2.0, "context": 2}],
     "flat": [{"divergence": d} for d in ("tv", "kl", "js", "pearson", "reverse-kl", "hellinger", "neyman")],
@@ -155,6 +177,20 @@ BUILDERS: dict[str, Builder] = {
     "norm_and_direction": lambda g: (normal(g, 5, 3), normal(g, 5, 3), normal(g, 5, 3)),
     "ridg": lambda g: (normal(g, 5, 3), normal(g, 4, 3), classes(g)[1], normal(g, 4, 4, 3)),
     "class_separation": lambda g: (normal(g, 4, 3),),
+    "clip": lambda g: (normal(g, 5, 3), normal(g, 5, 3), torch.tensor(0.7, dtype=torch.float64)),
+    "uniformity": lambda g: (normal(g, 5, 3),),
+    "koleo": lambda g: (normal(g, 5, 3),),
+    "dispersive": lambda g: (normal(g, 5, 3),),
+    "intl": lambda g: (normal(g, 7, 2), normal(g, 7, 2)),
+    "icon": lambda g: (torch.softmax(normal(g, 5, 4), 1), torch.log_softmax(normal(g, 5, 4), 1)),
+    "isogclr": lambda g: (normal(g, 5, 4), normal(g, 5), uniform(g, 5) + 0.3),
+    "ccl": lambda g: (normal(g, 4, 3), normal(g, 4, 3), normal(g, 4, 2, 3)),
+    "proto_triplet": lambda g: (normal(g, 5, 3), normal(g, 4, 3), classes(g)[1]),
+    "pair_contrastive": lambda g: (normal(g, 5, 3), normal(g, 5, 3), torch.tensor([1.0, 0, 1, 0, 0]).double()),
+    "orthohash": lambda g: (normal(g, 5, 4), losses.hadamard_codes(4, 4).double(), classes(g)[1]),
+    "mean_field_contrastive": lambda g: (normal(g, 5, 3), normal(g, 4, 3), classes(g)[1]),
+    "mean_field_multi_similarity": lambda g: (normal(g, 5, 3), normal(g, 4, 3), torch.tensor([0, 1, 1, 3, 0])),
+    "group_ordering": lambda g: (normal(g, 2, 3), normal(g, 2, 2, 3), normal(g, 2, 3, 3)),
     "hinge": lambda g: (normal(g, 6), torch.tensor([1.0, -1, 1, 1, -1, -1]).double()),
 }
 
@@ -173,6 +209,9 @@ def cases(*kinds: str) -> list[Case]:
 
 FIXED_BY_NAME: dict[str, tuple[int, ...]] = {
     "sppo": (1, 2),
+    "orthohash": (1,),
+    "pair_contrastive": (2,),
+    "group_ordering": (1, 2),
     "cisir": (1, 2),
     "regression_by_classes": (2,),
     "kd": (1,),

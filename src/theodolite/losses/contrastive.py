@@ -13,6 +13,8 @@ from theodolite.losses.contract import Reduction, reduced
 from theodolite.losses.registry import loss, module_of
 from theodolite.losses.tiles import at_full_precision, log_normalizers, scored_tiles, unit_rows
 
+LOG_TEN = math.log(10.0)
+
 
 @loss("views")
 def info_nce(
@@ -147,7 +149,7 @@ def siglip(
     u: Float[Tensor, "b k"],
     v: Float[Tensor, "b k"],
     *,
-    log_scale: float | Float[Tensor, ""] = math.log(10.0),
+    log_scale: float | Float[Tensor, ""] = LOG_TEN,
     bias: float | Float[Tensor, ""] = -10.0,
     tile: int | None = None,
 ) -> Float[Tensor, ""]:

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+NEGLIGIBLE = -1e30  # in place of −∞ under a log-sum-exp: its second derivative there is 0, not NaN
+
 
 def log1mexp(x: Float[Tensor, "*d"]) -> Float[Tensor, "*d"]:
     """Return log(1 − e^{−x}) for x > 0, exact at both ends.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -11,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from theodolite.losses.contract import mean_over
+from theodolite.losses.numerics import NEGLIGIBLE
 from theodolite.losses.registry import loss, module_of
 from theodolite.losses.tiles import at_full_precision, unit_rows
 
@@ -54,13 +54,14 @@ def supcon(
         z = unit_rows(torch.relu(embeddings) if relu else embeddings)
         own = torch.eye(len(z), dtype=torch.bool, device=z.device)
         positive = (labels[:, None] == labels[None]) & ~own
-        log_p = torch.log_softmax((z @ z.T / temperature).masked_fill(own, -math.inf), 1)
+        scores = z @ z.T / temperature
+        log_p = scores - torch.logsumexp(scores.masked_fill(own, NEGLIGIBLE), 1, keepdim=True)
         count = positive.sum(1).to(z.dtype)
         if variant == "out":
             values = -torch.where(positive, log_p, 0.0).sum(1) / count.clamp(min=1)
         else:
             lonely = (count == 0)[:, None]
-            inside = torch.logsumexp(torch.where(positive | lonely, log_p.masked_fill(own, 0.0), -math.inf), 1)
+            inside = torch.logsumexp(torch.where(positive | lonely, log_p, NEGLIGIBLE), 1)
             values = torch.log(count.clamp(min=1)) - inside
         total = torch.where(count > 0, values, 0.0).sum()
         factor = 1.0 if base_temperature is None else temperature / base_temperature

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from theodolite.losses.contract import widened
-from theodolite.losses.numerics import unit
+from theodolite.losses.numerics import NEGLIGIBLE, unit
 
 
 def at_full_precision(like: Tensor) -> torch.autocast:
@@ -57,7 +56,7 @@ def _tile(rows: Tensor, columns: Tensor, scale: Tensor, skip_diagonal: bool) -> 
     scores = scale * (rows @ columns.T)
     if skip_diagonal:
         own = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-        scores = scores.masked_fill(own, -math.inf)
+        scores = scores.masked_fill(own, NEGLIGIBLE)
     return torch.logsumexp(scores, 1), torch.logsumexp(scores, 0)
 
 

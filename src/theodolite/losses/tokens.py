@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from theodolite.losses.contract import mean_over, smoothed_cross_entropy, widened
-from theodolite.losses.numerics import log1mexp
+from theodolite.losses.numerics import NEGLIGIBLE, log1mexp
 from theodolite.losses.registry import loss, module_of
 
 
@@ -49,7 +49,7 @@ def number_token(
     rows, flat = widened(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1)
     numeric = ~values.isnan()
     known = torch.where(numeric, values, 0.0).to(rows.dtype)
-    p = torch.softmax(rows.masked_fill(~numeric, -math.inf), 1)
+    p = torch.softmax(rows.masked_fill(~numeric, NEGLIGIBLE), 1)
     counted = (flat >= 0) & numeric[flat.clamp(min=0)]
     right = known[flat.clamp(min=0)]
     spread = (p * (known - right[:, None]).abs()).sum(1)
