@@ -45,6 +45,14 @@ def test_the_steps_are_those_of_single_vector_lanczos() -> None:
         np.testing.assert_allclose(rule.weights[row], run.ritz().coordinates[0] ** 2, atol=1e-10)
 
 
+def test_no_ghost_copies_in_single_precision() -> None:
+    A = with_spectrum(np.concatenate([1e3 * 0.5 ** np.arange(6), np.linspace(-1, 1, 194)]), dtype=torch.float32)
+    rule = slq(A, probes=3, steps=150)
+    # 6 outliers from 1000 to 31 and no copies: a lost orthogonality shows as more nodes above the bulk.
+    assert (rule.nodes > 2).sum(dim=1).tolist() == [6, 6, 6]
+    assert (rule.nodes.abs() < 1.01).sum(dim=1).tolist() == [144, 144, 144]
+
+
 def test_each_step_is_one_block_product() -> None:
     A = Counted(with_spectrum(SPECTRA["geometric"]))
     rule = slq(A, probes=5, steps=8)

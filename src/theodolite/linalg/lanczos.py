@@ -96,7 +96,7 @@ def lanczos(
         max_products: stop after so many, converged or not; None allows 10·k + 200.
         memory: bytes for the basis, beyond which it is restarted with the best Ritz vectors. A few vectors of work
             space and the k results come on top.
-        verify: check for further copies of repeated eigenvalues; about doubles the products.
+        verify: check for further copies of repeated eigenvalues: the same number of steps again, as often as copies come.
         on_step: called after each product with the products so far and the worst relative residual among the asked
             pairs (infinity before the first check).
 

@@ -47,7 +47,7 @@ class StoppingRule:
         first_is_enough = not krylov.invariant and not self._verify
         if krylov.blocks == 1 and first_is_enough:
             return True
-        if krylov.blocks > 1 and passed and _agree(values, self._values_before_block, tolerances):
+        if passed and _agree(values, self._values_before_block, tolerances):
             return True
         self._values_before_block = values
         self._fair_steps = max(self._fair_steps, krylov.block_steps)
