@@ -136,6 +136,11 @@ def test_what_did_not_converge_may_have_crossed_unless_its_error_is_too_small_to
     assert "may have" in only([flipped_by_data]).title
 
 
+def test_a_converged_reading_crossed_however_closely():
+    close = reading(10, 1.001, residual=5e-3, tol=1e-2, sharpness_stderr=2.0)
+    assert only([reading(0, 0.9), close]).title.startswith("The sharpness crossed the stability bound at step 10")
+
+
 def test_the_error_of_the_data_is_said_where_it_reaches_the_bound():
     finding = only([reading(0, 1.1, sharpness_stderr=2.0)])
     assert "ratio 1.10 ± 0.10" in finding.message
