@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from theodolite.operators.graphs import Graph, Tensors
 from theodolite.problem import Chunk, Point, Problem
-from theodolite.problem.problem import gradients
+from theodolite.problem.problem import gradients, non_finite_loss
 
 
 class DifferenceGraph(Graph):
@@ -19,7 +19,9 @@ class DifferenceGraph(Graph):
     """
 
     def __init__(self, problem: Problem, chunk: Chunk, point: Point) -> None:
-        _, weight = problem.evaluate(chunk, point, grad=False)
+        total, weight = problem.evaluate(chunk, point, grad=False)
+        if not torch.isfinite(total):
+            raise non_finite_loss(float(total), where=f"batch {chunk.index}")
         super().__init__(point.leaves, weight)
         self._problem, self._chunk, self._point = problem, chunk, point
         norm = torch.sqrt(sum((leaf.detach().double().square().sum() for leaf in point.leaves), torch.zeros(())))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,10 @@ class Objective(ABC):
         """Whether totals are divided by weights; False for a criterion that sums."""
         return True
 
-    @abstractmethod
     def halves(self, model: nn.Module, batch: Any) -> tuple[Evaluation, Evaluation]:
         """Both halves of the batch evaluated apart, to see whether totals add up."""
+        first, second = split(batch, (self.samples(batch) + 1) // 2)
+        return self.evaluate(model, first), self.evaluate(model, second)
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,6 @@ class CriterionObjective(Objective):
     def samples(self, batch: Any) -> int:
         return samples_of(pair(batch)[1])
 
-    def halves(self, model: nn.Module, batch: Any) -> tuple[Evaluation, Evaluation]:
-        targets = pair(batch)[1]
-        samples = samples_of(targets)
-        first, second = split((self.outputs(model, batch), targets), (samples + 1) // 2)
-        return self.loss.evaluate(*first), self.loss.evaluate(*second)
-
 
 @dataclass(frozen=True)
 class LossObjective(Objective):
@@ -96,10 +91,6 @@ class LossObjective(Objective):
     def samples(self, batch: Any) -> int:
         return samples_of(batch)
 
-    def halves(self, model: nn.Module, batch: Any) -> tuple[Evaluation, Evaluation]:
-        first, second = split(batch, (self.samples(batch) + 1) // 2)
-        return self.evaluate(model, first), self.evaluate(model, second)
-
 
 def pair(batch: Any) -> tuple[Any, Any]:
     """Inputs and targets of a batch.
@@ -109,7 +100,12 @@ def pair(batch: Any) -> tuple[Any, Any]:
     """
     if isinstance(batch, list | tuple) and len(batch) == 2:
         return batch[0], batch[1]
-    found = f"{type(batch).__name__} of {len(batch)}" if hasattr(batch, "__len__") else type(batch).__name__
+    if isinstance(batch, Tensor):
+        raise DataError(
+            f"Expected batches of (inputs, targets), found a Tensor of shape {tuple(batch.shape)}. Wrap a single batch in a "
+            "list: [(inputs, targets)]. For any other batch use Problem.from_loss(model, lambda model, batch: …, batches)."
+        )
+    found = f"{type(batch).__name__} of {len(batch)}" if isinstance(batch, Sized) else type(batch).__name__
     raise DataError(
         f"Expected batches of (inputs, targets), found a {found}. "
         "For any other batch use Problem.from_loss(model, lambda model, batch: …, batches)."
