@@ -2,7 +2,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forecasts.run_samples import loss, losses, reading, readings
@@ -30,6 +30,7 @@ def test_the_first_crossing_is_named_with_what_came_before():
     assert "above 1 in 2 of 2 readings, last at step 40, and at most 1.4 (at step 40)" in finding.message
 
 
+@settings(deadline=None)
 @given(
     ratios=st.lists(st.floats(0.01, 3.0).filter(lambda ratio: ratio != 1), min_size=1, max_size=12),
     shuffle=st.randoms(use_true_random=False),

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from theodolite.records import Estimate
@@ -30,11 +30,13 @@ def test_a_value_is_rounded_to_its_error(value, stderr, text):
     assert str(Estimate(value, stderr)) == text
 
 
+@settings(deadline=None)
 @given(value=st.floats(), stderr=st.floats(min_value=0) | st.just(math.nan))
 def test_every_number_can_be_written(value, stderr):
     assert "±" in str(Estimate(value, stderr))
 
 
+@settings(deadline=None)
 @given(value=st.floats(-1e4, 1e4), stderr=st.floats(1e-3, 1e4))
 def test_what_is_written_is_within_half_an_error(value, stderr):
     written, error = (float(part) for part in str(Estimate(value, stderr)).split(" ± "))

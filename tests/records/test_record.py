@@ -5,12 +5,13 @@ from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from records.record_samples import recipes, spectrum, unchecked
 from theodolite.records import Cost, Event, Plane, Record, Scalars, Snapshot, Spectrum, Stability, Trace, differences
 
 
+@settings(deadline=None)
 @given(recipe=recipes())
 def test_any_record_can_be_shown_copied_and_pickled(recipe):
     record = recipe()
