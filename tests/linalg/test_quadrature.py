@@ -9,6 +9,7 @@ import torch
 from linalg.matrices import SPECTRA, Counted, Explodes, rotation, with_spectrum
 from theodolite.errors import NonFiniteError, OperatorError
 from theodolite.linalg import Dense, Quadrature, integrate, slq
+from theodolite.linalg.krylov import Krylov
 from theodolite.linalg.probes import Distribution, Probes
 
 
@@ -34,11 +35,9 @@ def test_moments_below_twice_the_steps_are_exact(
 
 def test_the_steps_are_those_of_single_vector_lanczos() -> None:
     A = with_spectrum(SPECTRA["geometric"])
-    from theodolite.linalg.krylov import Krylov
-
     rule = slq(A, probes=3, steps=30, seed=1)
     for row, start in enumerate(Probes(A, seed=1).draw(3)):
-        run = Krylov(A, start=start, draw=lambda start=start: start)
+        run = Krylov(A, start=start, draw=lambda start=start: start, capacity=30)
         for _ in range(30):
             run.advance()
         np.testing.assert_allclose(rule.nodes[row], run.ritz().values, atol=1e-12)
@@ -46,11 +45,11 @@ def test_the_steps_are_those_of_single_vector_lanczos() -> None:
 
 
 def test_no_ghost_copies_in_single_precision() -> None:
-    A = with_spectrum(np.concatenate([1e3 * 0.5 ** np.arange(6), np.linspace(-1, 1, 194)]), dtype=torch.float32)
-    rule = slq(A, probes=3, steps=150)
-    # 6 outliers from 1000 to 31 and no copies: a lost orthogonality shows as more nodes above the bulk.
+    A = with_spectrum(np.concatenate([1e4 * 0.9 ** np.arange(6), np.linspace(-1, 1, 194)]), dtype=torch.float32)
+    rule = slq(A, probes=3, steps=100)
+    # With a single pass of Gram-Schmidt one of these probes has 16 nodes above the bulk.
     assert (rule.nodes > 2).sum(dim=1).tolist() == [6, 6, 6]
-    assert (rule.nodes.abs() < 1.01).sum(dim=1).tolist() == [144, 144, 144]
+    assert (rule.nodes.abs() < 1.01).sum(dim=1).tolist() == [94, 94, 94]
 
 
 def test_each_step_is_one_block_product() -> None:

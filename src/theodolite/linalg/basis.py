@@ -12,6 +12,7 @@ from torch import Tensor
 from theodolite.linalg import vectors
 
 CHUNK_ROWS = 32
+CHUNK_BYTES = 1 << 28
 CHUNK_COLUMNS = 1 << 16
 NOISE = 100.0  # in units of rounding: what is left of a vector below this has no direction of its own
 
@@ -24,12 +25,15 @@ class Basis:
 
     Args:
         n: length of the vectors.
+        capacity: rows that are never exceeded, so that no memory is taken for more.
         dtype: of the vectors.
         device: of the vectors.
     """
 
-    def __init__(self, n: int, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, n: int, *, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
         self._chunks: list[Tensor] = []
+        self._chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (n * dtype.itemsize)))
+        self._capacity = capacity
         self._like = torch.empty(0, n, dtype=dtype, device=device)
         self._rows = 0
 
@@ -38,9 +42,10 @@ class Basis:
 
     def append(self, v: Float[Tensor, " n"]) -> None:
         """Add a unit vector that is orthogonal to all rows."""
-        chunk, row = divmod(self._rows, CHUNK_ROWS)
+        chunk, row = divmod(self._rows, self._chunk_rows)
         if chunk == len(self._chunks):
-            self._chunks.append(self._like.new_empty(CHUNK_ROWS, self._like.shape[1]))
+            rows = min(self._chunk_rows, self._capacity - self._rows)
+            self._chunks.append(self._like.new_empty(rows, self._like.shape[1]))
         self._chunks[chunk][row] = v
         self._rows += 1
 
@@ -75,7 +80,7 @@ class Basis:
         S = self._on_device(coefficients)
         combined = self._like.new_zeros(S.shape[1], self._like.shape[1])
         for first, chunk in enumerate(self._filled()):
-            rows = slice(first * CHUNK_ROWS, first * CHUNK_ROWS + len(chunk))
+            rows = slice(first * self._chunk_rows, first * self._chunk_rows + len(chunk))
             combined.addmm_(S[rows].T, chunk)
         return combined
 
@@ -86,20 +91,20 @@ class Basis:
         for first in range(0, self._like.shape[1], CHUNK_COLUMNS):
             strip = slice(first, first + CHUNK_COLUMNS)
             combined = S.T @ torch.cat([chunk[:, strip] for chunk in self._filled()])
-            for start in range(0, kept, CHUNK_ROWS):
-                part = combined[start : start + CHUNK_ROWS]
-                self._chunks[start // CHUNK_ROWS][: len(part), strip] = part
+            for start in range(0, kept, self._chunk_rows):
+                part = combined[start : start + self._chunk_rows]
+                self._chunks[start // self._chunk_rows][: len(part), strip] = part
         self._rows = kept
-        del self._chunks[-(-kept // CHUNK_ROWS) :]
+        del self._chunks[-(-kept // self._chunk_rows) :]
 
     def __getitem__(self, row: int) -> Float[Tensor, " n"]:
-        chunk, within = divmod(range(self._rows)[row], CHUNK_ROWS)
+        chunk, within = divmod(range(self._rows)[row], self._chunk_rows)
         return self._chunks[chunk][within]
 
     def _lift(self, coefficients: Float[Tensor, " j"]) -> Float[Tensor, " n"]:
         """The combination of the rows with one coefficient each."""
         lifted = self._like.new_zeros(self._like.shape[1])
-        for chunk, part in zip(self._filled(), coefficients.split(CHUNK_ROWS), strict=True):
+        for chunk, part in zip(self._filled(), coefficients.split(self._chunk_rows), strict=True):
             lifted.addmv_(chunk.T, part)
         return lifted
 
@@ -109,15 +114,15 @@ class Basis:
     def _filled(self) -> list[Tensor]:
         """The chunks, without rows that are not used yet."""
         return [
-            chunk[: self._rows - first * CHUNK_ROWS]
+            chunk[: self._rows - first * self._chunk_rows]
             for first, chunk in enumerate(self._chunks)
-            if first * CHUNK_ROWS < self._rows
+            if first * self._chunk_rows < self._rows
         ]
 
 
 def orthonormal_rows(V: Float[Tensor, "j n"]) -> Float[Tensor, "r n"]:
     """An orthonormal basis of the span of the rows of V, without those that depend on earlier ones."""
-    basis = Basis(V.shape[1], dtype=V.dtype, device=V.device)
+    basis = Basis(V.shape[1], capacity=len(V), dtype=V.dtype, device=V.device)
     for row in V:
         w, _ = basis.orthogonalise(row)
         before, after = float(vectors.norm(row)), float(vectors.norm(w))

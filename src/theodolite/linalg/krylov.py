@@ -45,6 +45,7 @@ class Krylov:
         operator: A, symmetric.
         start: first vector, of any length but zero.
         draw: gives a fresh random vector.
+        capacity: rows of the basis that are never exceeded.
 
     References:
         Paige (1972), Computational variants of the Lanczos method for the eigenproblem.
@@ -52,34 +53,27 @@ class Krylov:
     """
 
     def __init__(
-        self, operator: LinearOperator, *, start: Float[Tensor, " n"], draw: Callable[[], Float[Tensor, " n"]]
+        self,
+        operator: LinearOperator,
+        *,
+        start: Float[Tensor, " n"],
+        draw: Callable[[], Float[Tensor, " n"]],
+        capacity: int,
     ) -> None:
         self.operator = operator
-        self.basis = Basis(operator.shape[0], dtype=operator.dtype, device=operator.device)
+        self.basis = Basis(operator.shape[0], capacity=capacity, dtype=operator.dtype, device=operator.device)
+        self.T = np.zeros((0, 0))  # the projected matrix Q A Qᵀ
         self.products = 0
         self.blocks = 1
         self.block_steps = 0
         self.rounding = 0.0
         self._draw = draw
         self._next: Tensor | None = _unit(start)
-        self._T = np.zeros((0, 0))
         self._coupling = np.zeros(0)
         self._dropped = np.zeros(0)
 
     def __len__(self) -> int:
         return len(self.basis)
-
-    @property
-    def T(self) -> Float[np.ndarray, "j j"]:
-        """The projected matrix Q A Qᵀ."""
-        return self._T
-
-    @property
-    def residual(self) -> Float[Tensor, " n"]:
-        """r, the part of the last product outside the space."""
-        if self._next is None:
-            return torch.zeros_like(self.basis[0])
-        return float(np.linalg.norm(self._coupling)) * self._next
 
     @property
     def exhausted(self) -> bool:
@@ -94,7 +88,7 @@ class Krylov:
     def advance(self) -> None:
         """Add one vector to the basis.
 
-        Cost: one product, and one synchronisation with the device.
+        Cost: one product, and one synchronisation with the device beside the operator's own.
 
         Raises:
             NonFiniteError: the product is not finite.
@@ -111,14 +105,14 @@ class Krylov:
         if not math.isfinite(sum(row) + beta):
             raise non_finite_product(self.operator, product, number=self.products)
         self._border(np.array(row))
-        scale = math.hypot(float(np.linalg.norm(self._T[-1])), beta)
+        scale = math.hypot(float(np.linalg.norm(self.T[-1])), beta)
         self.rounding = max(self.rounding, torch.finfo(self.operator.dtype).eps * scale)
         self._coupling = np.zeros(len(self))
         self._coupling[-1] = beta
         self._next = w / beta if beta > 0 else None
         if self.exhausted:
-            # Whatever was dropped lies in the space by now.
-            self._coupling, self._dropped = np.zeros(len(self)), np.zeros(len(self))
+            # Nothing lies outside, what was dropped before included.
+            self._coupling[:], self._dropped[:] = 0.0, 0.0
         if self.exhausted or beta <= NOISE * self.rounding:
             self.drop_residual()
 
@@ -140,13 +134,13 @@ class Krylov:
         ritz = self.ritz()
         S = ritz.coordinates[:, keep]
         self.basis.compress(S)
-        self._T = np.diag(ritz.values[keep])
+        self.T = np.diag(ritz.values[keep])
         self._coupling = S.T @ self._coupling
         self._dropped = np.abs(S.T) @ self._dropped
 
     def ritz(self) -> Ritz:
         """Eigenpairs of the projected matrix with their bounds."""
-        values, S = np.linalg.eigh(self._T)
+        values, S = np.linalg.eigh(self.T)
         bounds = np.abs(self._coupling @ S) + self._dropped @ np.abs(S) + self.rounding
         return Ritz(values=values, coordinates=S, bounds=bounds)
 
@@ -163,9 +157,9 @@ class Krylov:
             # Exact arithmetic has only these; what else was found is rounding.
             row[:-1] = self._coupling
         T = np.zeros((j, j))
-        T[:-1, :-1] = self._T
+        T[:-1, :-1] = self.T
         T[-1], T[:, -1] = row, row
-        self._T = T
+        self.T = T
         self._dropped = np.append(self._dropped, 0.0)
 
 

@@ -125,7 +125,7 @@ def lanczos(
         raise OperatorError(f"{k} eigenpairs take at least {k} products, found max_products={max_products}.")
     capacity = _rows_in_memory(A, k, memory)
     probes = Probes(A, seed=seed)
-    krylov = Krylov(A, start=_start_vector(A, start, probes), draw=lambda: probes.draw(1)[0])
+    krylov = Krylov(A, start=_start_vector(A, start, probes), draw=lambda: probes.draw(1)[0], capacity=capacity)
     rule = StoppingRule(k=k, which=which, tol=tol, fair_steps=min(n, k + EXTRA_STEPS), verify=verify)
     quadrature: tuple[Tensor, Tensor] | None = None
     restarts, settled, done = 0, False, False

@@ -73,7 +73,7 @@ class LinearOperator(ABC):
     def __matmul__(self, other: LinearOperator) -> LinearOperator: ...
     def __matmul__(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
         """``A @ v`` of shape (m,), ``A @ V`` of shape (m, k), or the operator ``A @ B``."""
-        from theodolite.linalg.composites import Product
+        from theodolite.linalg.composites import Product  # composites are operators: they import this module
 
         if isinstance(other, LinearOperator):
             return Product(self, other)
