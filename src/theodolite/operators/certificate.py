@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from theodolite.errors import DerivativeError, TheodoliteError
-from theodolite.operators.graphs import GradientGraph, Tensors
+from theodolite.operators.graphs import GradientGraph, SandwichGraph, Tensors
 from theodolite.operators.memory import counting_saved_bytes
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.data import move, split
@@ -212,13 +212,39 @@ def _suspects(problem: Problem, piece: Chunk) -> str:
     return f" (custom functions in the graph: {', '.join(found)})" if found else ""
 
 
-def missing_derivative(error: BaseException) -> DerivativeError:
-    """The error for an operation whose backward cannot be differentiated."""
+def missing_derivative(error: BaseException, *, by_difference: bool = True) -> DerivativeError:
+    """The error for an operation whose backward cannot be differentiated.
+
+    Args:
+        error: what torch said.
+        by_difference: whether the operator can also be had by differences of the gradient, as the Hessian can.
+    """
+    engine = "Use engine='difference' (central differences of the gradient, which also see kinks), or replace"
     return DerivativeError(
         f"Expected every operation of the model to be twice differentiable, found one that is not: {error}. "
-        "Use engine='difference' (central differences of the gradient, which also see kinks), or replace that layer "
+        f"{engine if by_difference else 'Replace'} that layer "
         "(nn.EmbeddingBag by nn.Embedding and a mean, a fused kernel by plain torch operations)."
     )
+
+
+def refuse_wrong_jacobian(problem: Problem, graph: SandwichGraph, piece: Chunk) -> None:
+    """Check ⟨w, J Jᵀw⟩ = ‖Jᵀw‖² for a random w: J comes from double backward, Jᵀ does not.
+
+    Functions marked ``once_differentiable`` raise no error here: the engine never runs the node that would, and J lacks
+    what lies behind it.
+
+    Cost: about three gradients of at most 16 samples, inside ``problem.call``.
+
+    Raises:
+        DerivativeError: the two differ.
+    """
+    forward, backward = graph.adjoint_forms(seed=problem.seed)
+    limit = 1e-6 if problem.dtype == torch.float64 else 1e-2
+    if abs(forward - backward) > limit * backward:
+        raise DerivativeError(
+            f"Expected ⟨w, J Jᵀw⟩ to equal ‖Jᵀw‖², found {forward:.6g} and {backward:.6g}: the Jacobian J by double backward "
+            f"is wrong{_suspects(problem, piece)}. Replace that layer by its plain torch version."
+        )
 
 
 def is_missing_derivative(error: BaseException) -> bool:

@@ -99,3 +99,17 @@ class SandwichGraph(Graph):
         return torch.autograd.grad(
             self._outputs, self.leaves, self._curvature(pushed), retain_graph=True, materialize_grads=True
         )
+
+    def adjoint_forms(self, *, seed: int) -> tuple[float, float]:
+        """⟨w, J Jᵀw⟩ and ‖Jᵀw‖² for a random w, equal where J and Jᵀ are adjoint."""
+        if not self._outputs.requires_grad:
+            return 0.0, 0.0
+        generator = torch.Generator().manual_seed(seed)
+        w = torch.randn(self._outputs.shape, generator=generator, dtype=torch.float64).to(self._outputs)
+        pulled = torch.autograd.grad(self._outputs, self.leaves, w, retain_graph=True, materialize_grads=True)
+        backward = sum(float(part.double().square().sum()) for part in pulled)
+        if not self._active:
+            return 0.0, backward
+        directions = tuple(pulled[index] for index in self._active)
+        (pushed,) = torch.autograd.grad(self._pulled, self._dual, directions, retain_graph=True, materialize_grads=True)
+        return float((w.double() * pushed.double()).sum()), backward

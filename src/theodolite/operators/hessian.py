@@ -43,6 +43,7 @@ class Hessian(ProblemOperator):
     """
 
     name = "hessian"
+    by_difference = True
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -20,8 +21,9 @@ from theodolite.operators.certificate import (
     first_piece,
     is_missing_derivative,
     missing_derivative,
+    refuse_wrong_jacobian,
 )
-from theodolite.operators.graphs import Graph
+from theodolite.operators.graphs import Graph, SandwichGraph
 from theodolite.operators.memory import counting_saved_bytes
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.parameters import Selection
@@ -52,6 +54,7 @@ class ProblemOperator(LinearOperator):
     """
 
     name = "operator"
+    by_difference = False
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(shape=(problem.n, problem.n), dtype=problem.dtype, device=problem.device, symmetric=True)
@@ -173,15 +176,18 @@ class ProblemOperator(LinearOperator):
         return point
 
     def _measure_bytes(self) -> float:
-        """Bytes a sample that a graph keeps alive, from a graph of a few samples."""
+        """Bytes a sample that a graph keeps alive, from a graph of a few samples, whose Jacobian is checked."""
         piece, point = first_piece(self.problem), self.problem.point()
 
         def build(model: nn.Module) -> int:
             with counting_saved_bytes(point.leaves) as saved:
-                self._graph(model, piece, point)
+                graph = self._graph(model, piece, point)
+            if isinstance(graph, SandwichGraph):
+                refuse_wrong_jacobian(self.problem, graph, piece)
             return saved.total
 
-        return self.problem.call(build, point) / piece.samples
+        with self._naming_missing_derivatives():
+            return self.problem.call(build, point) / piece.samples
 
     def _walk(self, rows: Float[Tensor, "k n"], point: Point) -> Iterator[tuple[Graph, Chunk, Float[Tensor, "k n"]]]:
         """Every chunk with its graph and products; graphs are kept on the way while they fit."""
@@ -219,17 +225,22 @@ class ProblemOperator(LinearOperator):
         )
 
     def _multiply(self, graph: Graph, chunk: Chunk, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
-        try:
+        with self._naming_missing_derivatives():
             if rows.shape[0] == 1 or self._route == "loop":
                 return graph.loop(rows, self.problem.layout)
             width = self._width(chunk)
             if self._route == "vmap":
                 return graph.block(rows, self.problem.layout, width=width)
             return self._trial(graph, rows, width)
+
+    @contextmanager
+    def _naming_missing_derivatives(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             if isinstance(error, DerivativeError) or not is_missing_derivative(error):
                 raise
-            raise missing_derivative(error) from error
+            raise missing_derivative(error, by_difference=self.by_difference) from error
 
     def _trial(self, graph: Graph, rows: Float[Tensor, "k n"], width: int) -> Float[Tensor, "k n"]:
         """Time both routes on the first few vectors, keep the faster one, and say so."""
