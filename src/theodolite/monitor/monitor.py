@@ -6,6 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import final
@@ -169,7 +170,7 @@ class Monitor:
         """
         if self._log is None:
             raise ProblemError("Expected monitor.log(...) inside the with block, found the monitor not running.")
-        self._append(Scalars(step=self.step, values={name: float(value) for name, value in values.items()}))
+        self._append(Scalars(step=self.step, values={name: _number(value) for name, value in values.items()}))
 
     def _before_step(self) -> None:
         due = (self.step - self._start) % self._every == 0
@@ -287,7 +288,14 @@ class Monitor:
         try:
             write()
         except LogError as error:
-            self._log = None
+            log, self._log = self._log, None
+            if log is not None:
+                with suppress(LogError):
+                    log.close()
             if self._strict:
                 raise
             warnings.warn(f"The monitor stops, training goes on: {error}", TheodoliteWarning, stacklevel=2)
+
+
+def _number(value: float | Tensor) -> float:
+    return float(value.detach()) if isinstance(value, Tensor) else float(value)

@@ -1,0 +1,346 @@
+"""Training with a monitor equals training without, bit for bit, whatever happens to the probes."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from theodolite.errors import LogInUseError, ProblemError, TheodoliteWarning
+from theodolite.forecasts import Finding, load
+from theodolite.monitor import Monitor
+from theodolite.problem import Problem
+from theodolite.records import Event, Gradients, Log, Record, Scalars, Snapshot, Stability, read
+
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def _without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run-time type checker of the tests draws from Python's random numbers, which must not move here."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+class Net(nn.Module):
+    """BatchNorm, dropout, LSTM and attention: everything that keeps state or draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm1d(4)
+        self.lstm = nn.LSTM(4, 4, batch_first=True)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.dropout(F.relu(self.norm(self.conv(x))), 0.2, self.training).transpose(1, 2)
+        h = self.lstm(h)[0]
+        return self.head(self.attention(h, h, h, need_weights=False)[0].mean(1))
+
+
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "adamw-foreach": lambda p: torch.optim.AdamW(p, lr=1e-2, foreach=True),
+    "adamw-fused": lambda p: torch.optim.AdamW(p, lr=1e-2, fused=True),
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=2),
+}
+
+
+def data(samples: int = 24) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    return torch.randn(samples, 2, 5, generator=generator), torch.randint(3, (samples,), generator=generator)
+
+
+def train(make: Callable[[Any], torch.optim.Optimizer], watch: Callable[..., Any] | None, *, steps: int = STEPS) -> Any:
+    """Everything that training leaves behind: parameters, buffers, optimiser state, modes, gradients, random states."""
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002 - the global generator is what must not move
+    model = Net()
+    optimizer = make(model.parameters())
+    loader = DataLoader(TensorDataset(*data()), batch_size=8, shuffle=True)
+
+    def loop() -> None:
+        taken = 0
+        while taken < steps:
+            for inputs, targets in loader:
+
+                def closure(inputs: Tensor = inputs, targets: Tensor = targets) -> Tensor:
+                    optimizer.zero_grad()
+                    loss = F.cross_entropy(model.train()(inputs), targets)
+                    loss.backward()
+                    return loss
+
+                if isinstance(optimizer, torch.optim.LBFGS):
+                    optimizer.step(closure)
+                else:
+                    closure()
+                    optimizer.step()
+                taken += 1
+                if taken == steps:
+                    break
+
+    if watch is None:
+        loop()
+    else:
+        watch(model, optimizer, loop)
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    flags = [module.training for module in model.modules()]
+    generators = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1])  # noqa: NPY002
+    return copy.deepcopy(model.state_dict()), optimizer.state_dict(), gradients, flags, generators
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor | np.ndarray):
+        return bool((torch.as_tensor(a) == torch.as_tensor(b)).all())
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def problem_of(model: nn.Module, **options: Any) -> Problem:
+    inputs, targets = data()
+    return Problem(model, nn.CrossEntropyLoss(), [(inputs[:12], targets[:12]), (inputs[12:], targets[12:])], **options)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_is_not_disturbed(name: str, mode: str, tmp_path: Path) -> None:
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        with Monitor(problem_of(model, mode=mode), optimizer, log=tmp_path, every=2, budget=None):
+            loop()
+
+    assert same(train(OPTIMIZERS[name], watch), train(OPTIMIZERS[name], None))
+    readings = read(tmp_path).select(Stability)
+    assert [reading.step for reading in readings] == [0, 2, 4]
+    assert all(np.isfinite(reading.sharpness) for reading in readings)
+
+
+def test_training_is_not_disturbed_by_a_loader_of_the_problem(tmp_path: Path) -> None:
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        loader = DataLoader(TensorDataset(*data()), batch_size=12)
+        problem = Problem(model, nn.CrossEntropyLoss(), loader)
+        with Monitor(problem, optimizer, log=tmp_path, every=2, budget=None):
+            loop()
+
+    assert same(train(OPTIMIZERS["sgd"], watch), train(OPTIMIZERS["sgd"], None))
+
+
+def broken(problem: Problem) -> Record:
+    """A probe that leaves a mess behind and raises."""
+    problem.model.eval()
+    torch.manual_seed(99)
+    random.seed(99)
+    raise RuntimeError("no such kernel")
+
+
+def test_a_probe_that_fails_is_switched_off_and_training_goes_on(tmp_path: Path) -> None:
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        monitor = Monitor(problem_of(model), optimizer, log=tmp_path, every=2, budget=None, measures=[broken])
+        with pytest.warns(TheodoliteWarning, match="broken failed at step 0 and is switched off"), monitor:
+            loop()
+
+    assert same(train(OPTIMIZERS["sgd"], watch), train(OPTIMIZERS["sgd"], None))
+    run = read(tmp_path)
+    failures = [event for event in run.select(Event) if event.name == "probe failed"]
+    assert len(failures) == 1
+    assert "RuntimeError: no such kernel" in failures[0].message
+    assert len(run.select(Stability)) == 3
+
+
+def test_strict_raises(tmp_path: Path) -> None:
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        with (
+            pytest.raises(RuntimeError, match="no such kernel"),
+            Monitor(problem_of(model), optimizer, log=tmp_path, budget=None, measures=[broken], strict=True),
+        ):
+            loop()
+
+    train(OPTIMIZERS["sgd"], watch)
+
+
+def test_ctrl_c_in_a_probe_leaves_the_training_as_it_was(tmp_path: Path) -> None:
+    def interrupted(problem: Problem) -> Record:
+        problem.model.eval()
+        torch.manual_seed(99)
+        raise KeyboardInterrupt
+
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        monitor = Monitor(problem_of(model), optimizer, log=tmp_path, every=4, budget=None, measures=[interrupted])
+        with pytest.raises(KeyboardInterrupt), monitor:
+            loop()
+
+    def until_first_step(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        handle = optimizer.register_step_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            loop()
+        handle.remove()
+
+    assert same(train(OPTIMIZERS["sgd"], watch), train(OPTIMIZERS["sgd"], until_first_step))
+    events = [event.name for event in read(tmp_path).select(Event)]
+    assert events == ["started", "interrupted"]
+
+
+def test_hooks_are_gone_afterwards(tmp_path: Path) -> None:
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with Monitor(problem_of(model), optimizer, log=tmp_path, budget=None) as monitor:
+        pass
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert monitor.step == 0
+    assert not read(tmp_path).select(Stability)
+
+
+def test_log_keeps_numbers_of_the_loop_at_their_step(tmp_path: Path) -> None:
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with Monitor(problem_of(model), optimizer, log=tmp_path, every=100, budget=None) as monitor:
+        for value in (3.0, torch.tensor([2.0], requires_grad=True), float("nan")):
+            monitor.log(loss=value)
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+    steps, values = read(tmp_path).series(Scalars, "loss")
+    np.testing.assert_array_equal(steps, [0, 1, 2])
+    np.testing.assert_array_equal(values, [3.0, 2.0, np.nan])
+    with pytest.raises(ProblemError, match="inside the with block"):
+        monitor.log(loss=1.0)
+
+
+def test_a_restarted_run_appends_and_counts_on(tmp_path: Path) -> None:
+    def watch(first: int) -> Callable[..., None]:
+        def inner(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+            with Monitor(problem_of(model), optimizer, log=tmp_path, every=3, budget=None, step=first):
+                loop()
+
+        return inner
+
+    train(OPTIMIZERS["sgd"], watch(0))
+    train(OPTIMIZERS["sgd"], watch(STEPS))
+    assert [reading.step for reading in read(tmp_path).select(Stability)] == [0, 3, 6, 9]
+
+
+def test_the_budget_holds_and_says_what_waited(tmp_path: Path) -> None:
+    model = Net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    inputs, targets = data()
+    with Monitor(problem_of(model), optimizer, log=tmp_path, every=5, budget=0.2) as monitor:
+        deadline = time.perf_counter() + 4.0
+        while time.perf_counter() < deadline:
+            optimizer.zero_grad()
+            F.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+            time.sleep(0.002)
+        share = monitor._budget.share
+    run = read(tmp_path)
+    spent = sum(reading.cost.seconds for reading in run.select(Stability))
+    assert run.select(Stability)
+    assert 0 < spent / 4.0 < 0.25
+    assert share < 0.25
+    names = [event.name for event in run.select(Event)]
+    assert names[:2] == ["started", "probe deferred"]
+    assert "priced" in names
+    assert "one product takes about" in next(event.message for event in run.select(Event) if event.name == "priced")
+
+
+def test_snapshots_stop_at_their_room(tmp_path: Path) -> None:
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        problem = problem_of(model)
+        with Monitor(problem, optimizer, log=tmp_path, every=1, budget=None, snapshots=2 * 4 * problem.n):
+            loop()
+
+    train(OPTIMIZERS["sgd"], watch)
+    assert [snapshot.step for snapshot in read(tmp_path).select(Snapshot)] == [0, 1]
+
+
+def test_the_last_snapshot_is_where_training_ended(tmp_path: Path) -> None:
+    found: list[Tensor] = []
+
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        with Monitor(problem_of(model), optimizer, log=tmp_path, every=4, budget=None):
+            loop()
+        found.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+
+    train(OPTIMIZERS["sgd"], watch)
+    last = read(tmp_path).last(Snapshot)
+    assert last is not None
+    assert last.step == STEPS
+    np.testing.assert_array_equal(last.parameters, found[0].numpy())
+
+
+def test_further_measures_and_alarm(tmp_path: Path) -> None:
+    from theodolite.measures import gradients
+
+    heard: list[Finding] = []
+
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        with Monitor(
+            problem_of(model), optimizer, log=tmp_path, every=1, budget=None, measures=[gradients], alarm=heard.append
+        ):
+            loop()
+
+    train(lambda p: torch.optim.SGD(p, lr=300.0), watch, steps=4)
+    assert len(read(tmp_path).select(Gradients)) == 4
+    assert any(finding.rule == "edge of stability" for finding in heard), load(tmp_path).findings()
+    assert len({(finding.rule, finding.severity) for finding in heard}) == len(heard)
+    assert any(finding.rule == "edge of stability" for finding in load(tmp_path).findings())
+
+
+def test_a_log_that_cannot_be_written_stops_the_monitor_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from theodolite.errors import LogError
+
+    calls = iter(range(100))
+
+    def full(self: Log, record: Record) -> int:
+        if next(calls) > 2:
+            raise LogError("no space left on device")
+        return original(self, record)
+
+    original = Log.append
+    monkeypatch.setattr(Log, "append", full)
+
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        monitor = Monitor(problem_of(model), optimizer, log=tmp_path, every=1, budget=None)
+        with pytest.warns(TheodoliteWarning, match="monitor stops, training goes on: no space left"), monitor:
+            loop()
+
+    disturbed = train(OPTIMIZERS["sgd"], watch)
+    assert same(disturbed, train(OPTIMIZERS["sgd"], None))
+
+
+def test_bad_options_are_refused(tmp_path: Path) -> None:
+    model, other = Net(), Net()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    with pytest.raises(ProblemError, match="every to be at least 1 step, found 0"):
+        Monitor(problem_of(model), optimizer, log=tmp_path, every=0)
+    with pytest.raises(ProblemError, match=r"share of the time in \(0, 1\], or None, found 5"):
+        Monitor(problem_of(model), optimizer, log=tmp_path, budget=5.0)
+    with pytest.raises(ProblemError, match="trains the problem's Net, found a SGD with none of its parameters"):
+        Monitor(problem_of(other), optimizer, log=tmp_path)
+
+
+def test_a_log_in_use_is_refused_before_training(tmp_path: Path) -> None:
+    model = Net()
+    with (
+        Log(tmp_path),
+        pytest.raises(LogInUseError),
+        Monitor(problem_of(model), OPTIMIZERS["sgd"](model.parameters()), log=tmp_path),
+    ):
+        pass
