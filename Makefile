@@ -1,0 +1,52 @@
+# Every target creates .venv and installs what it needs; torch comes first, pinned, so that no other build of it is fetched.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Idle threads sleep instead of spinning: on a busy machine spinning slows small operations down a hundredfold.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: demo test slow check docs bench clean
+
+demo: .venv/demo  ## train, survey and report on real data; ends with runs/demo/report.html
+	$(BIN)/theodolite demo --out runs/demo
+
+test: .venv/dev  ## the default test suite
+	$(BIN)/python -m pytest -q
+
+slow: .venv/dev  ## laws and reproductions that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+check: .venv/dev  ## format, lint, types, import rules
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/dev  ## run every example in the README, the docs and the docstrings
+	$(BIN)/python -m pytest -q tests/docs
+
+bench: .venv-bench/ready  ## cost of one curvature product, beside the peers
+	.venv-bench/bin/python benchmarks/hvp.py --threads 1
+
+clean:
+	rm -rf .venv .venv-bench runs build dist
+
+.venv/torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	touch $@
+
+.venv/demo: .venv/torch pyproject.toml
+	$(PIP) --editable ".[demo]"
+	touch $@
+
+.venv/dev: .venv/torch pyproject.toml
+	$(PIP) --editable ".[all,dev]"
+	touch $@
+
+.venv-bench/ready: constraints.txt pyproject.toml benchmarks/peers.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[demo]"
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/peers.txt
+	touch $@
