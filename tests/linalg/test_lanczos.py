@@ -205,6 +205,13 @@ def test_it_does_not_stop_on_an_eigenvalue_that_poses_for_another() -> None:
     assert missed <= 2
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_it_looks_around_for_six_products_more_than_pairs(k: int) -> None:
+    # The residuals are small after k + 1 products already: nothing but rounding lies outside k eigenvectors.
+    A = Diagonal(torch.cat([torch.arange(1.0, k + 1), 1e-8 * torch.linspace(0, 1, 50)]).double())
+    assert lanczos(A, k=k).products == k + 6
+
+
 def test_running_out_of_products_is_data() -> None:
     found = lanczos(with_spectrum(SPECTRA["indefinite"]), k=5, tol=1e-10, max_products=12)
     assert found.products == 12

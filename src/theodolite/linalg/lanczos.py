@@ -69,10 +69,10 @@ def lanczos(
 ) -> Eigenpairs:
     """Extreme eigenpairs of a symmetric operator.
 
-    The iteration stops when the residual estimates of the k asked pairs have been at most ``tol``, without a jump of
-    the values, during the last tenth of the steps, and not before k + 6 products. The tenth is for a wanted eigenvalue
-    that the space has yet to discover, while the next one poses in its place with a small residual: on six model
-    spectra, 60 seeds each, it costs 10 % more products and avoids 85 % of such errors.
+    The iteration stops when the residual estimates of the k asked pairs have been at most ``tol`` during the last tenth
+    of the steps, and not before k + 6 products. The tenth is for a wanted eigenvalue that the space has yet to discover
+    while the next one poses in its place with a small residual: on six model spectra, 60 seeds each, it costs 10 % more
+    products and avoids 85 % of such errors.
 
     When the space turns out invariant (repeated eigenvalues, low rank), the iteration goes on from a fresh random
     vector orthogonal to it, and stops only when such a vector brought nothing new among the k. Without such a

@@ -24,8 +24,7 @@ class StoppingRule:
         self.worst = math.inf
         self._k, self._which, self._tol = k, which, tol
         self._fair_steps, self._verify = fair_steps, verify
-        self._calm_values: np.ndarray | None = None  # at the last check, if it passed
-        self._calm_since = 0
+        self._passed_since: int | None = None
         self._values_before_block: np.ndarray | None = None
 
     def settles(self, krylov: Krylov, ritz: Ritz) -> bool:
@@ -36,11 +35,12 @@ class StoppingRule:
         values, tolerances = ritz.values[chosen], self._tol * scales(ritz, chosen)
         self.worst = float(relative_bounds(ritz, chosen).max())
         passed = self.worst <= self._tol
-        if not (passed and _agree(values, self._calm_values, tolerances)):
-            self._calm_since = krylov.products
-        self._calm_values = values if passed else None
-        patience = PATIENCE * min(len(krylov), krylov.block_steps)
-        settled = passed and krylov.products - self._calm_since >= math.floor(patience)
+        if not passed:
+            self._passed_since = None
+        elif self._passed_since is None:
+            self._passed_since = krylov.products
+        patience = math.floor(PATIENCE * min(len(krylov), krylov.block_steps))
+        settled = self._passed_since is not None and krylov.products - self._passed_since >= patience
         ended = krylov.invariant or (settled and krylov.block_steps >= self._fair_steps)
         if not ended:
             return False
