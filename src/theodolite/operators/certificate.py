@@ -137,8 +137,9 @@ def _difference_in(problem: Problem) -> float:
         return float("nan")
     raise DerivativeError(
         f"Expected the Hessian product to equal finite differences of the gradient, found them {best:.0%} apart at every "
-        f"step tried{_suspects(problem, piece)}. A custom autograd function probably hides a tensor from double backward. "
-        "Use engine='difference', or the plain torch version of that layer."
+        f"step tried{_suspects(problem, piece)}. A custom autograd function probably hides a tensor from double backward, "
+        "or a layer computes part of its output without gradients, as spectral norm does in training. "
+        "Use mode='eval', engine='difference', or the plain torch version of that layer."
     )
 
 

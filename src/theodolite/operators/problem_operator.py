@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from theodolite.errors import CostWarning, DerivativeError, NonFiniteError
+from theodolite.errors import CostWarning, DerivativeError, NonFiniteError, OperatorError
 from theodolite.linalg import LinearOperator
 from theodolite.operators.certificate import (
     Certificate,
@@ -113,9 +113,10 @@ class ProblemOperator(LinearOperator):
         Cost: k products.
         """
         start = clock(self.problem)
-        rows, forms, weights, samples = V.T.contiguous(), [], [], []
-        total = torch.zeros_like(rows)
+        forms, weights, samples = [], [], []
         with self.problem.session():
+            rows = _rows(V)
+            total = torch.zeros_like(rows)
             point = self._prepare()
             for graph, chunk, product in self._walk(rows, point):
                 total += product
@@ -144,9 +145,9 @@ class ProblemOperator(LinearOperator):
 
     def _matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         start = clock(self.problem)
-        rows = V.T.contiguous()
-        total = torch.zeros_like(rows)
         with self.problem.session():
+            rows = _rows(V)
+            total = torch.zeros_like(rows)
             point = self._prepare()
             for _, _, product in self._walk(rows, point):
                 total += product
@@ -186,7 +187,7 @@ class ProblemOperator(LinearOperator):
                 refuse_wrong_jacobian(self.problem, graph, piece)
             return saved.total
 
-        with self._naming_missing_derivatives():
+        with self._naming_the_way_out():
             return self.problem.call(build, point) / piece.samples
 
     def _walk(self, rows: Float[Tensor, "k n"], point: Point) -> Iterator[tuple[Graph, Chunk, Float[Tensor, "k n"]]]:
@@ -225,7 +226,7 @@ class ProblemOperator(LinearOperator):
         )
 
     def _multiply(self, graph: Graph, chunk: Chunk, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
-        with self._naming_missing_derivatives():
+        with self._naming_the_way_out():
             if rows.shape[0] == 1 or self._route == "loop":
                 return graph.loop(rows, self.problem.layout)
             width = self._width(chunk)
@@ -234,13 +235,21 @@ class ProblemOperator(LinearOperator):
             return self._trial(graph, rows, width)
 
     @contextmanager
-    def _naming_missing_derivatives(self) -> Iterator[None]:
+    def _naming_the_way_out(self) -> Iterator[None]:
+        """Turn what torch says of missing derivatives and batching rules into errors that tell what to do."""
         try:
             yield
         except RuntimeError as error:
-            if isinstance(error, DerivativeError) or not is_missing_derivative(error):
+            if isinstance(error, DerivativeError):
                 raise
-            raise missing_derivative(error, by_difference=self.by_difference) from error
+            if self.problem.engine == "vmap" and "vmap" in str(error):
+                raise OperatorError(
+                    f"Expected products of {self.name} that vmap can batch, as engine='vmap' asks; it failed with "
+                    f"{type(error).__name__}: {error} Use engine='retained', or engine='auto', which tries both."
+                ) from error
+            if is_missing_derivative(error):
+                raise missing_derivative(error, by_difference=self.by_difference) from error
+            raise
 
     def _trial(self, graph: Graph, rows: Float[Tensor, "k n"], width: int) -> Float[Tensor, "k n"]:
         """Time both routes on the first few vectors, keep the faster one, and say so."""
@@ -288,6 +297,11 @@ class ProblemOperator(LinearOperator):
         """How many vectors one vectorised pass may carry: each takes about as much as the graph itself."""
         each = max(self._bytes(chunk), float(self.dtype.itemsize * self.problem.n))
         return int(min(WIDEST, max(1.0, self._cap / each)))
+
+
+def _rows(V: Float[Tensor, "n k"]) -> Float[Tensor, "k n"]:
+    """The columns as rows, usable in autograd also where they were made in inference mode."""
+    return V.T.clone(memory_format=torch.contiguous_format) if V.is_inference() else V.T.contiguous()
 
 
 def certificate_of(problem: Problem) -> Certificate:
