@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 
 from theodolite.forecasts import Finding, load
 from theodolite.landscapes import plane
+from theodolite.measures import density
 from theodolite.monitor import Monitor
-from theodolite.plans import STANDARD, survey
+from theodolite.plans import survey
 from theodolite.problem import Problem
 from theodolite.records import Plane, Snapshot
 from theodolite.reports import report
@@ -98,7 +100,8 @@ class Recipe:
 
 
 RECIPES = (Recipe("stable", peak=0.1, warmup=20), Recipe("diverging", peak=20.0, warmup=100))
-BATCH, PROBE, EVERY = 128, 512, 4
+BATCH, EVERY = 128, 4
+WATCHED, SURVEYED = 256, 512  # samples of the problem that is watched in training, and of the one surveyed at its end
 TRAINING = 1437  # of 1,797 digits
 
 Progress = Callable[[str, float], None]
@@ -146,7 +149,7 @@ def train(recipe: Recipe, log: Path, tell: Progress) -> nn.Module:
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.peak, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / recipe.warmup))
     order = torch.Generator().manual_seed(1)
-    with Monitor(digits_problem(model), optimizer, log=log, every=EVERY, budget=None) as monitor:
+    with Monitor(digits_problem(model, WATCHED), optimizer, log=log, every=EVERY, budget=None) as monitor:
         for step in range(recipe.steps):
             chosen = torch.randint(TRAINING, (BATCH,), generator=order)
             model.train()
@@ -161,25 +164,36 @@ def train(recipe: Recipe, log: Path, tell: Progress) -> nn.Module:
 
 
 def survey_digits(model: nn.Module, recipe: Recipe, log: Path, tell: Progress) -> None:
-    """Survey the final checkpoint: norms, spectrum, traces, density, and the planes of noise and of the trajectory."""
-    problem = digits_problem(model)
+    """Survey the final checkpoint: norms, spectrum, traces, density, and the planes of chance and of the trajectory."""
     snapshots = load(log).select(Snapshot)
+    small = digits_problem(model, WATCHED)
 
-    def path_plane(problem: Problem) -> Plane:
+    def random_plane(_: Problem) -> Plane:
+        """A plane of filter-normalised random directions."""
+        return plane(small, points=21)
+
+    def trajectory_plane(_: Problem) -> Plane:
         """The plane through the trajectory's two principal directions."""
-        return plane(problem, directions="trajectory", trajectory=snapshots, points=21)
+        return plane(small, directions="trajectory", trajectory=snapshots, points=21)
 
     survey(
-        problem,
-        measures=(*STANDARD, path_plane),
+        digits_problem(model, SURVEYED),
+        measures=(
+            "gradients",
+            "spectrum",
+            "trace",
+            partial(density, probes=4, steps=24),
+            random_plane,
+            trajectory_plane,
+        ),
         log=log,
         step=recipe.steps,
         on_progress=lambda name, done, total: tell(f"surveying, {name}", 0.5 + 0.5 * done / total),
     )
 
 
-def digits_problem(model: nn.Module) -> Problem:
-    """The loss on 512 training digits, in batches as large as training's and with BatchNorm as training sees it."""
+def digits_problem(model: nn.Module, samples: int) -> Problem:
+    """The loss on training digits, in batches as large as training's and with BatchNorm as training sees it."""
     inputs, targets = digits()
-    batches = list(zip(inputs[:PROBE].split(BATCH), targets[:PROBE].split(BATCH), strict=True))
+    batches = list(zip(inputs[:samples].split(BATCH), targets[:samples].split(BATCH), strict=True))
     return Problem(model, nn.CrossEntropyLoss(), batches, mode="train")

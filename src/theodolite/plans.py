@@ -70,7 +70,7 @@ def survey(
         >>> [record.kind for record in survey(problem, measures=["gradients", "trace"])]
         ['gradients', 'trace']
     """
-    named = [_named(measure, seed=seed) for measure in measures]
+    named = [_named(index, measure, seed=seed) for index, measure in enumerate(measures)]
     problem.ensure_checked()
     point = problem.digest()
     if log is None:
@@ -115,16 +115,21 @@ def _run(problem: Problem, name: str, measure: Measure) -> Record:
         return Event(name="measure failed", message=message)
 
 
-def _named(measure: str | Measure, *, seed: int) -> tuple[str, str, Measure]:
+def _named(index: int, measure: str | Measure, *, seed: int) -> tuple[str, str, Measure]:
     """Name, description that identifies what is computed, and function of a measure."""
-    if callable(measure):
-        name = str(getattr(measure, "__name__", type(measure).__name__))
-        return name, f"{getattr(measure, '__module__', '')}.{name}", measure
-    if measure not in MEASURES:
-        raise OperatorError(
-            f"Expected measures among {', '.join(map(repr, MEASURES))}, or functions of the problem, found {measure!r}."
-        )
-    options = {} if measure == "gradients" else {"seed": seed}
-    function = partial(MEASURES[measure], **options)
-    settings = ", ".join(f"{key}={value!r}" for key, value in function.keywords.items())
-    return measure, f"{measure}({settings})", function
+    if isinstance(measure, str):
+        if measure not in MEASURES:
+            raise OperatorError(
+                f"Expected measures among {', '.join(map(repr, MEASURES))}, or functions of the problem, found {measure!r}."
+            )
+        options = {} if measure == "gradients" else {"seed": seed}
+        function = partial(MEASURES[measure], **options)
+        return measure, _call(measure, function), function
+    name = str(getattr(getattr(measure, "func", measure), "__name__", type(measure).__name__))
+    # Two lambdas have one name: their place in the list tells them apart.
+    return name, f"{_call(name, measure)} #{index}", measure
+
+
+def _call(name: str, function: object) -> str:
+    """A call as it would be written, with the keywords of a partial function."""
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in getattr(function, 'keywords', {}).items())})"

@@ -1,0 +1,58 @@
+"""The public surface is what it says, and reading a log needs no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import theodolite as th
+
+PUBLIC = [
+    "GGN",
+    "GradientCovariance",
+    "Hessian",
+    "Monitor",
+    "Problem",
+    "density",
+    "findings",
+    "gradients",
+    "line",
+    "load",
+    "plane",
+    "report",
+    "save_figures",
+    "spectrum",
+    "stability",
+    "survey",
+    "trace",
+    "undisturbed",
+]
+
+
+def test_public_names_are_pinned_and_resolve() -> None:
+    assert th.__all__ == PUBLIC
+    for name in PUBLIC:
+        assert getattr(th, name).__name__ == name
+
+
+def test_an_unknown_name_says_what_there_is() -> None:
+    with pytest.raises(AttributeError, match=r"theodolite has no 'spectral'. It has GGN, .*undisturbed"):
+        th.spectral
+
+
+def test_the_office_works_without_torch(tmp_path: object) -> None:
+    """On a laptop without torch: load a run, judge it, write its page."""
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import theodolite as th
+from theodolite.records import Log, Scalars
+with Log(r"{tmp_path}/run") as log:
+    log.append(Scalars(step=0, values={{"loss": float("nan")}}))
+run = th.load(r"{tmp_path}/run")
+assert [finding.rule for finding in run.findings()] == ["non-finite reading"], run.findings()
+th.report(run, r"{tmp_path}/report.html")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
