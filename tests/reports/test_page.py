@@ -13,7 +13,7 @@ from theodolite.errors import LogError
 from theodolite.forecasts import Finding
 from theodolite.records import Book, Event, Log, Scalars
 from theodolite.reports import report, save_figures
-from theodolite.reports.page import _page
+from theodolite.reports.page import html
 from theodolite.reports.sources import Source, sources
 
 ATTACK = "<script>alert(1)</script>"
@@ -117,7 +117,7 @@ def test_every_lens_has_its_figures_captions_tables_and_costs(page):
 
 
 def test_headings_descend_one_level_at_a_time(page):
-    single = Page(_page(sources(runs_by_hand.run("stable", runs_by_hand.stable_run()[:40]))))
+    single = Page(html(sources(runs_by_hand.run("stable", runs_by_hand.stable_run()[:40]))))
     for each in (page, single):
         levels = [int(tag[1]) for tag, _ in each.starts if re.fullmatch(r"h[1-6]", tag)]
         assert levels[0] == 1
@@ -164,7 +164,7 @@ def test_names_and_texts_are_escaped_everywhere():
     )
     words = dict.fromkeys(("rule", "title", "message", "advice", "reference"), ATTACK)
     finding = Finding(severity="critical", evidence={ATTACK: ATTACK}, **words)
-    text = _page([Source(name=ATTACK, slug="run-1", records=records, findings=(finding,), notes=(ATTACK,))])
+    text = html([Source(name=ATTACK, slug="run-1", records=records, findings=(finding,), notes=(ATTACK,))])
     assert ATTACK not in text
     assert "<script>alert" not in text
     page = Page(text)
@@ -183,7 +183,7 @@ def test_an_empty_run_says_so(tmp_path):
 @pytest.mark.parametrize("index", range(7))
 def test_lenses_without_records_are_left_out(index):
     record = runs_by_hand.survey(seed=0)[index]
-    text = _page([Source(name="one", slug="run-1", records=(record,), findings=(), notes=())])
+    text = html([Source(name="one", slug="run-1", records=(record,), findings=(), notes=())])
     assert len(re.findall(r'class="lens"', text)) == 2
     assert "No rule found anything" in text
 
@@ -225,5 +225,5 @@ def test_figures_are_saved_beside_the_page(tmp_path):
 def test_save_figures_writes_the_formats_asked_for(tmp_path):
     run = runs_by_hand.run("x", (runs_by_hand.trace(), runs_by_hand.line()))
     written = save_figures(run, tmp_path / "figures", formats=("png",), theme="dark")
-    assert [path.name for path in written] == ["layer-traces.png", "line-filter.png"]
+    assert [path.name for path in written] == ["layer-traces-hessian.png", "line-filter.png"]
     assert Image.open(io.BytesIO(written[0].read_bytes())).width == 2 * 760

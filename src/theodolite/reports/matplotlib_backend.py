@@ -13,14 +13,39 @@ from theodolite.reports.extras import extra
 from theodolite.reports.figures.description import Axis, Figure, Panel
 from theodolite.reports.figures.scales import log_ticks, symlog_ticks
 from theodolite.reports.matplotlib_marks import MARKS, Colors, plain
-from theodolite.reports.numbers import short, tick_labels
 from theodolite.reports.palette import THEMES
+from theodolite.reports.wording import short, tick_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
 PIXELS = 96  # CSS pixels an inch
+STYLE: dict[str, Any] = {
+    "svg.hashsalt": "theodolite",  # element names are hashes; without a salt they are drawn at random
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 8.0,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "legend.fontsize": 7.5,
+    "axes.facecolor": "none",
+    "axes.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.linewidth": 0.7,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "xtick.minor.size": 1.5,
+    "ytick.minor.size": 1.5,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "hatch.linewidth": 0.7,
+    "lines.solid_capstyle": "round",
+}
 
 
 def render(
@@ -65,41 +90,18 @@ def _settings(matplotlib: Any, colors: Colors) -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(
             {
-                "svg.hashsalt": "theodolite",
-                "svg.fonttype": "path",
-                "font.family": "DejaVu Sans",
-                "font.size": 8.0,
-                "axes.labelsize": 8.0,
-                "xtick.labelsize": 7.5,
-                "ytick.labelsize": 7.5,
-                "legend.fontsize": 7.5,
+                **STYLE,
                 "figure.facecolor": colors["paper"],
                 "savefig.facecolor": colors["paper"],
-                "axes.facecolor": "none",
                 "axes.edgecolor": colors["faint"],
                 "axes.labelcolor": colors["muted"],
-                "axes.linewidth": 0.7,
-                "axes.axisbelow": True,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "axes.grid": True,
                 "grid.color": colors["grid"],
-                "grid.linewidth": 0.7,
                 "text.color": colors["ink"],
                 "xtick.color": colors["faint"],
                 "ytick.color": colors["faint"],
                 "xtick.labelcolor": colors["muted"],
                 "ytick.labelcolor": colors["muted"],
-                "xtick.major.size": 3,
-                "ytick.major.size": 3,
-                "xtick.minor.size": 1.5,
-                "ytick.minor.size": 1.5,
-                "xtick.major.width": 0.7,
-                "ytick.major.width": 0.7,
                 "hatch.color": colors["mask"],
-                "hatch.linewidth": 0.7,
-                "lines.solid_capstyle": "round",
-                "mathtext.default": "regular",
             }
         )
         yield

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from theodolite.reports.figures.description import Band, Bars, Contour, Line, Mark, Path, Rule, Scatter, Ticks
-from theodolite.reports.numbers import number
+from theodolite.reports.wording import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ from typing import Any
 
 from theodolite.records import Cost, Density, Event, Gradients, Plane, Record, Scalars, Spectrum, Stability, Trace
 from theodolite.reports.figures import crossing
-from theodolite.reports.numbers import count, duration, number
 from theodolite.reports.sources import Source
 from theodolite.reports.tables import SEVERITIES, Table
+from theodolite.reports.wording import count, duration, number
 
 FIRST = ("model", "parameters", "samples", "mode", "dtype", "device", "engine")
 MOST_EVENTS = 60

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from theodolite.forecasts import Finding
 from theodolite.reports.extras import extra
 from theodolite.reports.figures import Figure
 from theodolite.reports.files import save_all
@@ -18,10 +19,12 @@ from theodolite.reports.matplotlib_backend import render
 from theodolite.reports.overview import comparison_table, costs_table, events_table, facts
 from theodolite.reports.palette import DARK, LIGHT, TOKENS
 from theodolite.reports.plotly_backend import specification
-from theodolite.reports.sections import sections
+from theodolite.reports.sections import Section, sections
 from theodolite.reports.sources import Reportable, Source, sources
 from theodolite.reports.tables import SEVERITIES, Table, evidence_rows
 
+View = dict[str, Any]  # what the template reads
+Drawings = dict[str, View]  # Plotly specifications by anchor
 LONG_TABLE = 16  # rows from which a table is folded
 
 
@@ -52,14 +55,19 @@ def report(
         ImportError: without matplotlib, plotly or jinja2.
 
     Example:
-        >>> report("runs/mlp", "report.html", figures="figures")  # doctest: +SKIP
-        PosixPath('report.html')
+        >>> import tempfile
+        >>> from theodolite.records import Log, Scalars
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with Log(folder / "mlp") as log:
+        ...     line = log.append(Scalars(step=0, values={"loss": 0.5}))
+        >>> report(folder / "mlp", folder / "report.html").name
+        'report.html'
     """
     runs = sources(what)
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
-    partial.write_text(_page(runs), encoding="utf-8", newline="\n")
+    partial.write_text(html(runs), encoding="utf-8", newline="\n")
     partial.replace(path)
     if figures is not None:
         for run in runs:
@@ -68,73 +76,78 @@ def report(
     return path
 
 
-def _page(runs: Sequence[Source]) -> str:
+def html(runs: Sequence[Source]) -> str:
+    """The page itself.
+
+    Args:
+        runs: what it is about.
+
+    Returns:
+        One HTML document.
+    """
     jinja2, markup = extra("jinja2"), extra("markupsafe").Markup
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    drawings: dict[str, dict[str, Any]] = {}
+    drawings: Drawings = {}
     views = [_run(run, drawings) for run in runs]
-    scripts = [_plotly() if drawings else "", _file("page.js")]
-    template = environment.from_string(_file("page.html.j2"))
-    text: str = template.render(
+    scripts = [_plotly(), _file("page.js")] if drawings else []
+    text: str = environment.from_string(_file("page.html.j2")).render(
         title=_title(runs),
         runs=views,
         several=len(runs) > 1,
         comparison=_table(comparison_table(runs)) if len(runs) > 1 else None,
         policy=_policy(scripts),
         style=markup(_file("page.css")),
-        scripts=[markup(script) for script in scripts if script],
+        scripts=[markup(script) for script in scripts],
         data=markup(_json({"palettes": {"light": LIGHT, "dark": DARK}, "figures": drawings})),
     )
     return text
 
 
-def _run(run: Source, drawings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    lenses = sections(run.records)
+def _run(run: Source, drawings: Drawings) -> View:
     return {
         "name": run.name,
         "slug": run.slug,
         "empty": not run.records,
         "facts": facts(run.records),
         "notes": run.notes,
-        "findings": [
-            {
-                "severity": finding.severity,
-                "title": finding.title,
-                "rule": finding.rule,
-                "message": finding.message,
-                "advice": finding.advice,
-                "evidence": evidence_rows(finding),
-                "step": None if finding.step is None else f"{finding.step:,}",
-                "reference": finding.reference,
-            }
-            for finding in run.findings
-        ],
-        "counts": [(name, number) for name in SEVERITIES if (number := sum(f.severity == name for f in run.findings))],
-        "sections": [
-            {
-                "id": f"{run.slug}-{section.name}",
-                "title": section.title,
-                "blocks": [
-                    {
-                        "title": block.title,
-                        "figure": None if block.figure is None else _figure(block.figure, run.slug, drawings),
-                        "tables": [_table(table) for table in block.tables],
-                        "origin": block.origin,
-                        "notes": block.notes,
-                    }
-                    for block in section.blocks
-                ],
-            }
-            for section in lenses
-        ],
+        "findings": [_finding(finding) for finding in run.findings],
+        "counts": [(name, count) for name in SEVERITIES if (count := sum(f.severity == name for f in run.findings))],
+        "sections": [_section(section, run.slug, drawings) for section in sections(run.records)],
         "costs": _table(costs_table(run.records)),
         "events": _table(events_table(run.records)),
     }
 
 
-def _figure(figure: Figure, slug: str, drawings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _finding(finding: Finding) -> View:
+    return {
+        "severity": finding.severity,
+        "title": finding.title,
+        "rule": finding.rule,
+        "message": finding.message,
+        "advice": finding.advice,
+        "evidence": evidence_rows(finding),
+        "step": None if finding.step is None else f"{finding.step:,}",
+        "reference": finding.reference,
+    }
+
+
+def _section(section: Section, slug: str, drawings: Drawings) -> View:
+    blocks = [
+        {
+            "title": block.title,
+            "figure": None if block.figure is None else _figure(block.figure, slug, drawings),
+            "tables": [_table(table) for table in block.tables],
+            "origin": block.origin,
+            "notes": block.notes,
+        }
+        for block in section.blocks
+    ]
+    return {"id": f"{slug}-{section.name}", "title": section.title, "blocks": blocks}
+
+
+def _figure(figure: Figure, slug: str, drawings: Drawings) -> View:
     key = f"{slug}-{figure.name}"
     drawings[key] = specification(figure, colors=TOKENS)
     image = base64.b64encode(render(figure, format="svg", title=False)).decode("ascii")
@@ -150,7 +163,7 @@ def _figure(figure: Figure, slug: str, drawings: dict[str, dict[str, Any]]) -> d
     }
 
 
-def _table(table: Table) -> dict[str, Any]:
+def _table(table: Table) -> View:
     return {
         "title": table.title,
         "columns": table.columns,
@@ -181,8 +194,8 @@ def _plotly() -> str:
 
 def _policy(scripts: Iterable[str]) -> str:
     """Nothing is loaded and no script runs but the ones written here; Plotly sets styles in elements."""
-    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts if script)
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    hashes = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
     return (
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"

@@ -8,9 +8,20 @@ import numpy as np
 
 from theodolite.reports.figures.description import Axis, Figure, Panel, Rule, Ticks
 from theodolite.reports.figures.scales import log_ticks, symlog_ticks
-from theodolite.reports.numbers import short, tick_labels
 from theodolite.reports.palette import LIGHT, tint
 from theodolite.reports.plotly_marks import TRACES, Colors, Spec, escaped, positions
+from theodolite.reports.wording import short, tick_labels
+
+LEGEND: Spec = {
+    "orientation": "h",
+    "xanchor": "left",
+    "yanchor": "bottom",
+    "font": {"size": 11.5},
+    "bgcolor": "rgba(0,0,0,0)",
+    "itemwidth": 30,
+}
+# Marks at the edge of a panel keep their height while the axis beneath is zoomed.
+EDGE: Spec = {"range": [0, 1], "visible": False, "fixedrange": True}
 
 
 def specification(figure: Figure, *, colors: Colors = LIGHT) -> Spec:
@@ -65,38 +76,12 @@ def _panel(
 ) -> None:
     stacked = figure.arrangement == "stacked"
     suffix = "" if index == 1 else str(index)
-    last = index == len(figure.panels)
-    x, y = _axis(panel.x, colors), _axis(panel.y, colors)
-    x |= {"anchor": f"y{suffix}", "domain": [0, 1] if stacked else list(domain)}
-    y |= {"anchor": f"x{suffix}", "domain": list(domain) if stacked else [0, 1]}
-    if stacked and len(figure.panels) > 1:
-        x |= {"matches": "x"} if index > 1 else {}
-        x |= {} if last else {"showticklabels": False, "title": {"text": ""}}
-    if not stacked and index > 1:
-        y |= {"matches": "y", "showticklabels": False, "title": {"text": ""}}
-    if panel.aspect is not None:
-        y |= {"scaleanchor": f"x{suffix}", "scaleratio": panel.aspect, "constrain": "domain"}
-        x |= {"constrain": "domain"}
-    edge = {
-        "overlaying": f"y{suffix}",
-        "anchor": f"x{suffix}",
-        "range": [0, 1],
-        "visible": False,
-        "fixedrange": True,
-    }
-    legend = {
-        "orientation": "h",
-        "x": domain[0] if not stacked else 0,
-        "y": (domain[1] if stacked else 1) + 6 / figure.height,
-        "xanchor": "left",
-        "yanchor": "bottom",
-        "font": {"size": 11.5},
-        "bgcolor": "rgba(0,0,0,0)",
-        "itemwidth": 30,
-    }
+    x, y = _axes(index, panel, domain, figure, colors)
+    top, left = (domain[1], 0.0) if stacked else (1.0, domain[0])
+    legend = LEGEND | {"x": left, "y": top + 6 / figure.height}
     layout |= {f"xaxis{suffix}": x, f"yaxis{suffix}": y, f"legend{suffix}": legend}
     if any(isinstance(mark, Ticks) for mark in panel.marks):
-        layout[f"yaxis{index + 10}"] = edge
+        layout[f"yaxis{index + 10}"] = EDGE | {"overlaying": f"y{suffix}", "anchor": f"x{suffix}"}
     place = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legend": f"legend{suffix}"}
     for mark in panel.marks:
         if isinstance(mark, Rule):
@@ -105,6 +90,25 @@ def _panel(
         for trace in TRACES[type(mark)](mark, panel, colors):
             axis = {"yaxis": f"y{index + 10}"} if isinstance(mark, Ticks) else {}
             data.append(place | axis | {"showlegend": bool(trace.get("name"))} | trace)
+
+
+def _axes(index: int, panel: Panel, domain: tuple[float, float], figure: Figure, colors: Colors) -> tuple[Spec, Spec]:
+    """Both axes of a panel, tied to those of the first; labels only at the outer edge of the figure."""
+    stacked = figure.arrangement == "stacked"
+    suffix = "" if index == 1 else str(index)
+    x, y = _axis(panel.x, colors), _axis(panel.y, colors)
+    x |= {"anchor": f"y{suffix}", "domain": [0, 1] if stacked else list(domain)}
+    y |= {"anchor": f"x{suffix}", "domain": list(domain) if stacked else [0, 1]}
+    if stacked and index > 1:
+        x |= {"matches": "x"}
+    if stacked and index < len(figure.panels):
+        x |= {"showticklabels": False, "title": {"text": ""}}
+    if not stacked and index > 1:
+        y |= {"matches": "y", "showticklabels": False, "title": {"text": ""}}
+    if panel.aspect is not None:
+        y |= {"scaleanchor": f"x{suffix}", "scaleratio": panel.aspect, "constrain": "domain"}
+        x |= {"constrain": "domain"}
+    return x, y
 
 
 def _axis(axis: Axis, colors: Colors) -> Spec:
@@ -123,7 +127,7 @@ def _axis(axis: Axis, colors: Colors) -> Spec:
         "range": list(axis.limits),
     }
     if axis.scale == "log":
-        decades = math.log10(axis.limits[1] / axis.limits[0])
+        decades = math.log10(axis.limits[1]) - math.log10(axis.limits[0])
         spec |= {"type": "log", "range": [math.log10(end) for end in axis.limits]}
         # Plotly enlarges powers of ten by a quarter to make room for the exponent.
         powers: Spec = {"dtick": math.ceil(decades / 7), "tickfont": {"size": 9}}

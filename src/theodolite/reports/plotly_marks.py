@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float
 
 from theodolite.reports.figures.description import Axis, Band, Bars, Contour, Line, Mark, Panel, Path, Scatter, Ticks
 from theodolite.reports.figures.scales import to_symlog
-from theodolite.reports.numbers import number
 from theodolite.reports.palette import LIGHT, tint
+from theodolite.reports.wording import number
 
 Colors = Mapping[str, str]
 Spec = dict[str, Any]
@@ -23,7 +23,13 @@ def positions(values: Float[np.ndarray, " n"], axis: Axis) -> list[float | None]
     if axis.scale == "symlog":
         values = to_symlog(np.asarray(values, dtype=np.float64), threshold=axis.threshold)
     shown = np.isfinite(values) & ((values > 0) | (axis.scale != "log"))
-    return [float(f"{value:.6g}") if good else None for value, good in zip(values, shown, strict=True)]
+    return [rounded(float(value), digits=6) if good else None for value, good in zip(values, shown, strict=True)]
+
+
+def rounded(value: float, *, digits: int = 5) -> float | None:
+    """To what the eye can tell apart, for half the bytes; None where that is not finite."""
+    short = float(f"{value:.{digits}g}")
+    return short if math.isfinite(short) else None
 
 
 def _line(mark: Line, panel: Panel, colors: Colors) -> list[Spec]:
@@ -94,8 +100,8 @@ def _error(mark: Scatter, error: Float[np.ndarray, " n"], panel: Panel, color: s
     return {
         "type": "data",
         "symmetric": False,
-        "array": [float(f"{e:.4g}") if math.isfinite(e) else 0.0 for e in up],
-        "arrayminus": [float(f"{e:.4g}") if math.isfinite(e) else 0.0 for e in down],
+        "array": [rounded(float(e)) or 0.0 for e in up],
+        "arrayminus": [rounded(float(e)) or 0.0 for e in down],
         "color": color,
         "thickness": 1.2,
         "width": 2.5,
@@ -147,36 +153,19 @@ def _ticks(mark: Ticks, panel: Panel, colors: Colors) -> list[Spec]:
 
 
 def _contour(mark: Contour, panel: Panel, colors: Colors) -> list[Spec]:
-    x, y = positions(mark.x, panel.x), positions(mark.y, panel.y)
-    position = np.log10 if mark.scale == "log" else np.asarray
-    traces: list[Spec] = []
-    if mark.masked.any():
-        # One cell wider than the mask: contours end at the last valid point, and lie above.
-        traces.append(
-            {
-                "type": "heatmap",
-                "x": x,
-                "y": y,
-                "z": [[1 if near else None for near in row] for row in _widened(mark.masked)],
-                "colorscale": [[0, colors["mask"]], [1, colors["mask"]]],
-                "opacity": 0.55,
-                "showscale": False,
-                "name": escaped(mark.masked_label),
-                "hoverinfo": "skip",
-            }
-        )
+    shade = [_shade(mark, panel, colors)] if mark.masked.any() else []
     if mark.masked.all():
-        return traces
-    levels = position(mark.levels)
-    with np.errstate(invalid="ignore"):
-        z = position(mark.z)
-    ticks, texts = _color_ticks(mark)
-    traces.append(
+        return shade
+    logarithmic = mark.scale == "log"
+    levels = np.log10(mark.levels) if logarithmic else mark.levels
+    z = np.log10(mark.z) if logarithmic else mark.z
+    return [
+        *shade,
         {
             "type": "contour",
-            "x": x,
-            "y": y,
-            "z": [[float(f"{v:.5g}") if math.isfinite(v) else None for v in row] for row in z],
+            "x": positions(mark.x, panel.x),
+            "y": positions(mark.y, panel.y),
+            "z": [[rounded(float(v)) for v in row] for row in z],
             "customdata": [[number(float(v)) for v in row] for row in mark.z],
             "hovertemplate": "α %{x:.3g}, β %{y:.3g}<br>loss %{customdata}<extra></extra>",
             "colorscale": "Viridis",
@@ -192,29 +181,37 @@ def _contour(mark: Contour, panel: Panel, colors: Colors) -> list[Spec]:
             "line": {"width": 0.5, "color": "rgba(255,255,255,0.45)", "smoothing": 0},
             "connectgaps": False,
             "colorbar": {
-                "title": {"text": mark.label, "side": "right", "font": {"size": 12}},
-                "tickvals": ticks,
-                "ticktext": texts,
+                "title": {"text": escaped(mark.label), "side": "right", "font": {"size": 12}},
+                "tickvals": levels[::4].tolist(),
+                "ticktext": [number(float(level), digits=2) for level in mark.levels[::4]],
                 "thickness": 12,
                 "outlinewidth": 0,
                 "tickfont": {"size": 11},
                 "x": 1.01,
             },
-        }
-    )
-    return traces
+        },
+    ]
+
+
+def _shade(mark: Contour, panel: Panel, colors: Colors) -> Spec:
+    """Flat colour one cell wider than the mask: contours end at the last valid point, and lie above."""
+    return {
+        "type": "heatmap",
+        "x": positions(mark.x, panel.x),
+        "y": positions(mark.y, panel.y),
+        "z": [[1 if near else None for near in row] for row in _widened(mark.masked)],
+        "colorscale": [[0, colors["mask"]], [1, colors["mask"]]],
+        "opacity": 0.55,
+        "showscale": False,
+        "name": escaped(mark.masked_label),
+        "hoverinfo": "skip",
+    }
 
 
 def _widened(mask: Bool[np.ndarray, "ny nx"]) -> Bool[np.ndarray, "ny nx"]:
     padded = np.pad(mask, 1)
     rows = padded[:-2] | padded[1:-1] | padded[2:]
     return np.asarray(rows[:, :-2] | rows[:, 1:-1] | rows[:, 2:])
-
-
-def _color_ticks(mark: Contour) -> tuple[list[float], list[str]]:
-    levels = mark.levels[::4]
-    shown = np.log10(levels) if mark.scale == "log" else levels
-    return [float(v) for v in shown], [number(float(level), digits=2) for level in levels]
 
 
 def _path(mark: Path, panel: Panel, colors: Colors) -> list[Spec]:
@@ -238,7 +235,7 @@ def _path(mark: Path, panel: Panel, colors: Colors) -> list[Spec]:
             "textfont": {"color": colors["path"], "size": 13, "weight": 700, "shadow": f"0 0 4px {LIGHT['halo']}"},
             "marker": {
                 "size": 9,
-                "color": [float(f"{v:.5g}") if math.isfinite(v) else None for v in values],
+                "color": [rounded(float(v)) for v in values],
                 "colorscale": "Viridis",
                 "cmin": float(low),
                 "cmax": float(high),

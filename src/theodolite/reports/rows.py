@@ -9,8 +9,8 @@ import numpy as np
 from theodolite.records import Density, Gradients, Line, Plane, Spectrum, Stability, Trace
 from theodolite.reports.figures.spectra import OPERATORS
 from theodolite.reports.figures.thinning import thin
-from theodolite.reports.numbers import number
 from theodolite.reports.tables import Table
+from theodolite.reports.wording import number
 
 MOST_ROWS = 120
 

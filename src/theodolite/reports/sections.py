@@ -11,7 +11,6 @@ import numpy as np
 from theodolite.records import Cost, Density, Gradients, Line, Plane, Record, Scalars, Spectrum, Stability, Trace
 from theodolite.reports import figures
 from theodolite.reports.figures import Figure
-from theodolite.reports.numbers import count, duration
 from theodolite.reports.rows import (
     density_table,
     gradients_table,
@@ -21,6 +20,7 @@ from theodolite.reports.rows import (
     trace_table,
 )
 from theodolite.reports.tables import Table
+from theodolite.reports.wording import count, duration, slug
 
 R = TypeVar("R", bound=Record)
 
@@ -101,30 +101,31 @@ def _loss(records: Sequence[Record]) -> Iterable[Block]:
 
 
 def _curvature(records: Sequence[Record]) -> Iterable[Block]:
-    spectra = {r.operator: r for r in _last(records, Spectrum, lambda r: r.operator)}
-    for density in _last(records, Density, lambda r: r.operator):
-        if not density.nodes.size or not np.isfinite(density.nodes[density.weights > 0]).all():
+    spectra = {slug(r.operator): r for r in _last(records, Spectrum, lambda r: slug(r.operator))}
+    for density in _last(records, Density, lambda r: slug(r.operator)):
+        if not density.nodes.size or not np.isfinite(density.nodes[density.weights != 0]).all():
+            yield _block("Spectral density", None, (), [density], "The nodes are not finite: there is no density.")
             continue
-        spectrum = spectra.pop(density.operator, None)
+        spectrum = spectra.pop(slug(density.operator), None)
         same = spectrum if spectrum is not None and spectrum.step == density.step else None
         tables = [spectrum_table(spectrum)] if spectrum is not None else []
         shown = [density] if spectrum is None else [density, spectrum]
         figure = figures.density(density, same)
-        yield _block(figure.title, figure, (*tables, density_table(density)), shown)
+        yield _block("Spectral density", figure, (*tables, density_table(density)), shown)
     for spectrum in spectra.values():
         yield _block("Extreme eigenvalues", None, (spectrum_table(spectrum),), [spectrum])
-    for trace in _last(records, Trace, lambda r: r.operator):
+    for trace in _last(records, Trace, lambda r: slug(r.operator)):
         drawn = figures.traces(trace) if trace.layers else None
         yield _block("Curvature by layer", drawn, (trace_table(trace),), [trace])
 
 
 def _landscape(records: Sequence[Record]) -> Iterable[Block]:
-    for plane in _last(records, Plane, lambda r: r.name):
-        figure = figures.plane(plane)
-        yield _block(figure.title, figure, (landscape_table(plane),), [plane])
-    for line in _last(records, Line, lambda r: r.name):
-        figure = figures.line(line)
-        yield _block(figure.title, figure, (landscape_table(line),), [line])
+    for plane in _last(records, Plane, lambda r: slug(r.name)):
+        figure = figures.plane(plane) if min(plane.losses.shape) > 1 else None
+        yield _block("Loss over a plane", figure, (landscape_table(plane),), [plane])
+    for line in _last(records, Line, lambda r: slug(r.name)):
+        figure = figures.line(line) if line.losses.size else None
+        yield _block("Loss along a line", figure, (landscape_table(line),), [line])
 
 
 def _gradients(records: Sequence[Record]) -> Iterable[Block]:
@@ -144,13 +145,15 @@ def _last(records: Sequence[Record], kind: type[R], key: Callable[[R], str]) -> 
     return list(found.values())
 
 
-def _block(title: str, figure: Figure | None, tables: tuple[Table, ...], shown: Sequence[Record]) -> Block:
+def _block(
+    title: str, figure: Figure | None, tables: tuple[Table, ...], shown: Sequence[Record], *remarks: str
+) -> Block:
     return Block(
-        title=title,
+        title=title if figure is None else figure.title,
         figure=figure,
         tables=tables,
         origin=tuple(_origin(record) for record in shown),
-        notes=_notes(shown),
+        notes=(*remarks, *_notes(shown)),
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from theodolite.forecasts import Finding, Run, findings, load
 from theodolite.records import Book, Record
+from theodolite.reports.wording import slug
 
 Reportable = Run | Book | str | os.PathLike[str]
 
@@ -69,7 +69,7 @@ def _source(what: object, index: int) -> Source:
     name = os.path.basename(os.path.abspath(run.path)) or f"run {index}"
     return Source(
         name=name,
-        slug=f"run-{index}-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}".rstrip("-"),
+        slug=slug(f"run-{index}-{name}"),
         records=run.records,
         findings=run.findings() if isinstance(run, Run) else findings(run.records),
         notes=run.notes,

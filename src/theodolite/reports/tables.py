@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from theodolite.forecasts import Finding
-from theodolite.reports.numbers import number
+from theodolite.reports.wording import number
 
 SEVERITIES: Mapping[str, tuple[str, str]] = {
     "critical": ("✖", "bold red"),

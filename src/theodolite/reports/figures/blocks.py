@@ -6,7 +6,7 @@ from theodolite.records import Trace
 from theodolite.reports.figures.description import Figure
 from theodolite.reports.figures.layers import layer_panel, layers_height, left_out, shown_layers
 from theodolite.reports.figures.spectra import OPERATORS
-from theodolite.reports.numbers import number
+from theodolite.reports.wording import number, slug
 
 
 def traces(trace: Trace) -> Figure:
@@ -39,7 +39,7 @@ def traces(trace: Trace) -> Figure:
         hover=hover,
     )
     return Figure(
-        name="layer-traces",
+        name=slug(f"layer-traces-{trace.operator}"),
         title="Curvature by layer",
         caption=(
             f"Trace of the whole {operator}: {number(trace.value, trace.stderr)}, by {trace.method} with "

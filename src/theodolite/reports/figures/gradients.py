@@ -7,7 +7,7 @@ import numpy as np
 from theodolite.records import Gradients
 from theodolite.reports.figures.description import Figure
 from theodolite.reports.figures.layers import layer_panel, layers_height, left_out, shown_layers
-from theodolite.reports.numbers import number
+from theodolite.reports.wording import number
 
 
 def gradient_norms(gradients: Gradients) -> Figure:

@@ -7,7 +7,7 @@ import numpy as np
 from theodolite.records import Line as LineRecord
 from theodolite.reports.figures.description import Axis, Band, Figure, Line, Mark, Panel, Rule, Scatter
 from theodolite.reports.figures.scales import ends_of, fitted_axis
-from theodolite.reports.numbers import number
+from theodolite.reports.wording import number, slug
 
 DRAWN = {"filter": "filter-normalised random", "gaussian": "Gaussian random"}
 
@@ -50,7 +50,7 @@ def line(record: LineRecord) -> Figure:
         limits=ends_of(record.alphas),
     )
     return Figure(
-        name=f"line-{record.name}",
+        name=slug(f"line-{record.name}"),
         title=f"Loss along a {DRAWN.get(record.name, record.name)} direction",
         caption=_line_caption(record),
         limits="One of all directions; along others the loss may rise or fall faster.",

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from theodolite.records import Plane
-from theodolite.reports.figures.description import Axis, Contour, Figure, Mark, Panel, Path, Scatter
+from theodolite.reports.figures.description import Axis, Contour, Figure, Panel, Path, Scatter
 from theodolite.reports.figures.lines import DRAWN
-from theodolite.reports.figures.scales import ends_of
-from theodolite.reports.numbers import number
+from theodolite.reports.figures.scales import HUGE, ends_of
+from theodolite.reports.wording import number, slug
 
 HIDDEN_DIMENSIONS = "Two of all directions: walls, valleys and barriers outside this plane leave no mark on it."
 CAP_DECADES = 6.0  # above the lowest loss; beyond, contours of an explosion leave no colours for the basin
@@ -36,50 +36,53 @@ def plane(record: Plane, *, cap: float | None = None) -> Figure:
     References:
         Li et al., "Visualizing the loss landscape of neural nets" (2018).
     """
-    z = record.losses.T
-    lost = ~np.isfinite(z)
-    top = cap if cap is not None else _automatic_cap(z)
-    capped = np.zeros_like(lost) if top is None else ~lost & (z > top)
-    masked = lost | capped
-    marks: list[Mark] = []
-    scale: Literal["linear", "log"] = "linear"
-    levels = np.linspace(0.0, 1.0, 3)
-    if not masked.all():
-        scale, levels = _levels(z[~masked])
-    marks.append(
-        Contour(
-            x=record.alphas,
-            y=record.betas,
-            z=np.where(masked, np.nan, z),
-            masked=masked,
-            levels=levels,
-            scale=scale,
-            label="loss" + (", log scale" if scale == "log" else ""),
-            masked_label=_masked_label(int(lost.sum()), int(capped.sum()), top),
-        )
-    )
-    marks += _trajectory(record, levels, scale)
+    contour, hidden = _contour(record, cap)
     aspect = _aspect(record)
+    marks = (contour, *_trajectory(record, contour))
     return Figure(
-        name=f"plane-{record.name}",
+        name=slug(f"plane-{record.name}"),
         title=_plane_title(record),
-        caption=_plane_caption(record, lost, capped, top, aspect),
+        caption=_plane_caption(record, hidden, aspect),
         limits=_plane_limits(record),
-        panels=(Panel(marks=tuple(marks), x=_plane_axis(record, 0), y=_plane_axis(record, 1), aspect=aspect),),
+        panels=(Panel(marks=marks, x=_plane_axis(record, 0), y=_plane_axis(record, 1), aspect=aspect),),
         width=WIDTH,
         height=_height(record, aspect),
     )
 
 
-def _automatic_cap(z: Float[np.ndarray, "b a"]) -> float | None:
+def _contour(record: Plane, cap: float | None) -> tuple[Contour, str]:
+    """The contours, and what of the plane they hide."""
+    z = record.losses.T
+    lost = ~np.isfinite(z)
+    top = cap if cap is not None else _automatic_cap(z)
+    capped = ~lost & ((z > top) | (z < -HUGE))
+    masked = lost | capped
+    scale, levels = _levels(z[~masked])
+    hidden = _masked_label(int(lost.sum()), int(capped.sum()), top)
+    contour = Contour(
+        x=record.alphas,
+        y=record.betas,
+        z=np.where(masked, np.nan, z),
+        masked=masked,
+        levels=levels,
+        scale=scale,
+        label="loss" + (", log scale" if scale == "log" else ""),
+        masked_label=hidden,
+    )
+    return contour, hidden
+
+
+def _automatic_cap(z: Float[np.ndarray, "b a"]) -> float:
     finite = z[np.isfinite(z)]
     if finite.size == 0 or finite.min() <= 0 or finite.max() <= finite.min() * 10**CAP_DECADES:
-        return None
-    return float(finite.min() * 10**CAP_DECADES)
+        return HUGE
+    return min(float(finite.min() * 10**CAP_DECADES), HUGE)
 
 
 def _levels(losses: Float[np.ndarray, " m"]) -> tuple[Literal["linear", "log"], Float[np.ndarray, " l"]]:
     """Equally spaced levels, in the logarithm where all losses are positive and span a decade."""
+    if losses.size == 0:
+        return "linear", np.linspace(0.0, 1.0, 17)
     low, high = float(losses.min()), float(losses.max())
     if low > 0 and high >= 10 * low:
         return "log", np.geomspace(low * (1 - EDGE), high * (1 + EDGE), 17)
@@ -90,27 +93,27 @@ def _levels(losses: Float[np.ndarray, " m"]) -> tuple[Literal["linear", "log"], 
     return "linear", np.linspace(low - room, high + room, 17)
 
 
-def _trajectory(record: Plane, levels: Float[np.ndarray, " l"], scale: Literal["linear", "log"]) -> list[Mark]:
+def _trajectory(record: Plane, contour: Contour) -> tuple[Path | Scatter, ...]:
     if record.path is None or len(record.path) == 0:
-        return [_centre()]
+        return (_centre(),)
     points = len(record.path)
     values = record.path_losses if record.path_losses is not None else np.full(points, np.nan)
     steps = [f"step {s}" for s in record.path_steps] if record.path_steps is not None else [""] * points
     off = record.path_distances if record.path_distances is not None else np.full(points, np.nan)
-    return [
+    return (
         Path(
             x=record.path[:, 0].copy(),
             y=record.path[:, 1].copy(),
             values=values,
-            levels=levels,
-            scale=scale,
+            levels=contour.levels,
+            scale=contour.scale,
             label="checkpoints, coloured by their own loss",
             hover=tuple(
                 f"{step}<br>loss at the checkpoint {number(value)}<br>distance from the plane {number(d, digits=3)}"
                 for step, value, d in zip(steps, values, off, strict=True)
             ),
-        )
-    ]
+        ),
+    )
 
 
 def _centre() -> Scatter:
@@ -144,9 +147,9 @@ def _plane_axis(record: Plane, which: Literal[0, 1]) -> Axis:
     return Axis(label=f"{letter} (units of ‖d{index}‖ = {norm}){share}", limits=ends_of(positions))
 
 
-def _masked_label(lost: int, capped: int, cap: float | None) -> str:
+def _masked_label(lost: int, capped: int, cap: float) -> str:
     parts = [f"{lost} cells not finite"] if lost else []
-    parts += [f"{capped} cells above {number(cap, digits=2)}"] if capped and cap is not None else []
+    parts += [f"{capped} cells above {number(cap, digits=2)}"] if capped else []
     return ", ".join(parts)
 
 
@@ -156,13 +159,7 @@ def _plane_title(record: Plane) -> str:
     return f"Loss over a plane of {DRAWN.get(record.name, record.name)} directions"
 
 
-def _plane_caption(
-    record: Plane,
-    lost: Bool[np.ndarray, "b a"],
-    capped: Bool[np.ndarray, "b a"],
-    cap: float | None,
-    aspect: float | None,
-) -> str:
+def _plane_caption(record: Plane, hidden: str, aspect: float | None) -> str:
     finite = record.losses[np.isfinite(record.losses)]
     span = (
         f"Losses from {number(float(finite.min()))} to {number(float(finite.max()))}"
@@ -181,7 +178,6 @@ def _plane_caption(
         text.append("The error from the data is not known (a single chunk).")
     if record.path is None or len(record.path) == 0:
         text.append("White dot: the surveyed parameters.")
-    hidden = _masked_label(int(lost.sum()), int(capped.sum()), cap)
     if hidden:
         text.append(f"Masked: {hidden}.")
     if record.path_distances is not None and len(record.path_distances):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Float
 
 from theodolite.reports.figures.description import Axis, Scale
+
+TINY, HUGE = 1e-200, 1e200  # an axis that held more would overflow where its ends are widened
 
 
 def fitted_axis(label: str, *values: Float[np.ndarray, " _"], decades: float = 1.5, margin: float = 0.06) -> Axis:
@@ -24,16 +28,18 @@ def fitted_axis(label: str, *values: Float[np.ndarray, " _"], decades: float = 1
         >>> import numpy as np
         >>> fitted_axis("loss", np.array([1e-3, 10.0])).scale
         'log'
-        >>> fitted_axis("trace", np.array([-1e3, 1.0, 1e4])).scale
+        >>> fitted_axis("trace", np.array([-1e3, 1.0, 2.0, 3.0, 1e4])).scale
         'symlog'
     """
     finite = np.concatenate([v[np.isfinite(v)] for v in values]) if values else np.empty(0)
+    finite = np.sign(finite) * np.minimum(np.abs(finite), HUGE)
     if finite.size == 0:
         return Axis(label=label, limits=(0.0, 1.0))
     scale = scale_of(finite, decades=decades)
     low, high = float(finite.min()), float(finite.max())
     if scale == "log":
-        room = margin * max(np.log10(high / low), 0.3)
+        low, high = max(low, TINY), max(high, TINY)
+        room = margin * max(math.log10(high) - math.log10(low), 0.3)
         return Axis(label=label, limits=(low * 10**-room, high * 10**room), scale="log")
     if scale == "symlog":
         threshold = linear_threshold(finite)

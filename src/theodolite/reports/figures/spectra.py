@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 from theodolite.records import Density, Spectrum
 from theodolite.reports.figures.description import Axis, Band, Figure, Line, Mark, Panel, Rule, Ticks
-from theodolite.reports.numbers import number
+from theodolite.reports.wording import number, slug
 
+LIMITS = (
+    "The curve is smoothed by a Gaussian of half a percent of the range: the width of a narrow peak, as of the bulk at "
+    "zero, is that of the kernel. What lies below the height of one eigenvalue is an average over probes, not a count. "
+    "The band is the error of the probes, not that of the data."
+)
 OPERATORS = {"hessian": "Hessian", "ggn": "GGN", "fisher": "Fisher"}
 
 
@@ -27,8 +33,7 @@ def density(record: Density, spectrum: Spectrum | None = None) -> Figure:
     """
     grid = record.grid()
     mean, stderr = record.evaluate(grid)
-    # A kernel of this grid: its four widths beyond the last node are all the room that `grid` leaves.
-    single = 1 / (record.size * (grid[-1] - np.nanmax(record.nodes)) / 4 * np.sqrt(2 * np.pi))
+    single = _single(record, grid)
     floor = max(0.2 * single, float(mean.max()) * 1e-9)
     marks: list[Mark] = []
     if np.isfinite(stderr).any():
@@ -38,36 +43,34 @@ def density(record: Density, spectrum: Spectrum | None = None) -> Figure:
     marks += [
         Line(x=grid, y=shown, color="curvature", width=1.5, label="density"),
         Rule(at=0.0, direction="vertical", color="faint", width=0.8),
-        Rule(at=float(single), direction="horizontal", color="muted", width=0.8, label="one eigenvalue"),
+        Rule(at=single, direction="horizontal", color="muted", width=0.8, label="one eigenvalue"),
     ]
-    ends = [float(grid[0]), float(grid[-1])]
-    if spectrum is not None and spectrum.eigenvalues.size:
+    if spectrum is not None and np.isfinite(spectrum.eigenvalues).any():
         marks.append(_eigenvalues(spectrum))
-        finite = spectrum.eigenvalues[np.isfinite(spectrum.eigenvalues)]
-        ends = [min(ends[0], *finite.tolist(), ends[1]), max(ends[1], *finite.tolist(), ends[0])]
-    room = 0.02 * (ends[1] - ends[0])
+    top = 3 * max(float(np.max(mean + np.nan_to_num(stderr))), single)
+    y = Axis(label="density (1 / λ)", limits=(floor, top), scale="log")
     return Figure(
-        name=f"density-{record.operator}",
+        name=slug(f"density-{record.operator}"),
         title=f"Spectral density of the {OPERATORS.get(record.operator, record.operator)}",
         caption=_caption(record, spectrum),
-        limits=(
-            "The curve is smoothed by a Gaussian of half a percent of the range: the width of a narrow peak, as of the "
-            "bulk at zero, is that of the kernel. What lies below the height of one eigenvalue is an average over "
-            "probes, not a count. The band is the error of the probes, not that of the data."
-        ),
-        panels=(
-            Panel(
-                marks=tuple(marks),
-                x=Axis(label="eigenvalue λ (loss per unit²)", limits=(ends[0] - room, ends[1] + room)),
-                y=Axis(
-                    label="density (1 / λ)",
-                    limits=(floor, 3 * float(np.nanmax(mean + np.nan_to_num(stderr)))),
-                    scale="log",
-                ),
-            ),
-        ),
+        limits=LIMITS,
+        panels=(Panel(marks=tuple(marks), x=_positions(grid, spectrum), y=y),),
         height=360,
     )
+
+
+def _single(record: Density, grid: Float[np.ndarray, " g"]) -> float:
+    """Height of the kernel of one eigenvalue among n; its width is a quarter of the room that the grid leaves."""
+    width = (grid[-1] - np.nanmax(record.nodes)) / 4
+    return float(1 / (record.size * width * np.sqrt(2 * np.pi)))
+
+
+def _positions(grid: Float[np.ndarray, " g"], spectrum: Spectrum | None) -> Axis:
+    values = grid if spectrum is None else np.concatenate([grid, spectrum.eigenvalues])
+    finite = values[np.isfinite(values)]
+    low, high = float(finite.min()), float(finite.max())
+    room = 0.02 * (high - low)
+    return Axis(label="eigenvalue λ (loss per unit²)", limits=(low - room, high + room))
 
 
 def _eigenvalues(spectrum: Spectrum) -> Ticks:

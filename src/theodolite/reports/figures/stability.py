@@ -11,7 +11,7 @@ from theodolite.records import Record, Scalars, Stability
 from theodolite.reports.figures.description import Axis, Band, Figure, Line, Mark, Panel, Rule, Scatter, Ticks
 from theodolite.reports.figures.scales import fitted_axis, position
 from theodolite.reports.figures.thinning import thin
-from theodolite.reports.numbers import number
+from theodolite.reports.wording import number
 
 MOST_CROSSES = 24
 

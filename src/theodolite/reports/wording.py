@@ -1,9 +1,11 @@
-"""Numbers as a reader wants them: with their error, rounded to it, and never in a raw exponent."""
+"""Numbers with their error and rounded to it, names short or as file names: how a report words things."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
+from decimal import Decimal
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -29,16 +31,17 @@ def number(value: float, error: float = math.nan, *, digits: int = 4) -> str:
         return "∞" if value > 0 else "−∞"
     if not math.isfinite(error) or error <= 0:
         return _plain(value, digits)
+    if error < 1e-9 * abs(value):
+        return f"{_plain(value, 10)} ± {_plain(error, 1)}"
     exponent = _exponent(max(abs(value), error))
     if -4 <= exponent < 6:
-        return _minus(" ± ".join(_rounded(part, 1 - _exponent(error)) for part in (value, error)))
-    shift = 10.0**-exponent
+        return _minus(" ± ".join(_rounded(Decimal(part), 1 - _exponent(error)) for part in (value, error)))
     places = 1 - (_exponent(error) - exponent)
-    pair = " ± ".join(_rounded(part * shift, places) for part in (value, error))
+    pair = " ± ".join(_rounded(Decimal(part).scaleb(-exponent), places) for part in (value, error))
     return _minus(f"({pair}) × {_power(exponent)}")
 
 
-def _rounded(value: float, places: int) -> str:
+def _rounded(value: Decimal, places: int) -> str:
     """To so many decimal places; a negative number of places rounds to tens, hundreds, …"""
     return f"{round(value, places):,.{max(places, 0)}f}"
 
@@ -60,7 +63,7 @@ def _round_power(value: float) -> str:
     if value == 0:
         return "0"
     exponent = _exponent(value)
-    lead = round(abs(value) / 10.0**exponent)
+    lead = round(Decimal(abs(value)).scaleb(-exponent))
     return _minus(f"{'-' if value < 0 else ''}{'' if lead == 1 else f'{lead} × '}{_power(exponent)}")
 
 
@@ -78,7 +81,7 @@ def duration(seconds: float) -> str:
     """A time a person can read.
 
     Example:
-        >>> duration(0.0123), duration(7.25), duration(135)
+        >>> duration(0.0123), duration(7.25), duration(135.0)
         ('12.3 ms', '7.25 s', '2 min 15 s')
     """
     if seconds < 1:
@@ -102,10 +105,21 @@ def short(name: str, *, width: int = 30) -> str:
     return f"{name[:head]}…{name[-(width - 1 - head) :]}"
 
 
+def slug(text: str) -> str:
+    """A text as part of a file name or anchor: lower-case letters, digits and hyphens.
+
+    Example:
+        >>> slug("runs/../MLP 3")
+        'runs-mlp-3'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def _plain(value: float, digits: int) -> str:
     exponent = _exponent(value, digits)
     if not -4 <= exponent < 6:
-        return _minus(f"{value / 10.0**exponent:.{digits - 1}f} × {_power(exponent)}")
+        # Decimal, as 10.0**-exponent overflows for a value below 1e-308.
+        return _minus(f"{Decimal(value).scaleb(-exponent):.{digits - 1}f} × {_power(exponent)}")
     return _minus(f"{value:,.{digits}g}" if exponent < digits else f"{value:,.0f}")
 
 
