@@ -254,6 +254,46 @@ def test_hessians_through_norms_are_exact(norm: str, engine: Any) -> None:
     assert relative(found, expected) < 1e-10
 
 
+class Padded(nn.Module):
+    """The padding row takes part in the loss and never in the gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(7, 4, padding_idx=0), nn.Linear(4, 7, bias=False)
+        nn.init.normal_(self.embedding.weight)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.embedding(tokens).mean(1)))
+
+
+def test_padding_rows_are_no_wrong_derivative() -> None:
+    model = Padded().double()
+    tokens, targets = torch.randint(7, (10, 5)), torch.randint(7, (10,))
+    tokens[:, -2:] = 0
+    problem = Problem(model, nn.CrossEntropyLoss(), [(tokens, targets)], engine="retained")
+    _, expected = gradient_and_hessian(model, lambda: F.cross_entropy(model(tokens), targets))
+    assert relative(Hessian(problem).dense(), expected) < 1e-10
+
+
+class Coarse(nn.Module):
+    """Computes in float32 whatever its type, as losses and norms of transformers do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(3 * x.float()).to(x.dtype)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_model_that_computes_in_float32_inside_passes_in_float64(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 8), Coarse(), nn.Linear(8, 2)).double()
+    problem = Problem(model, nn.CrossEntropyLoss(), [(batch()[0].double(), batch()[1])], engine="retained")
+    H = Hessian(problem)
+    H @ torch.ones(problem.n, dtype=torch.float64)
+    assert H.certificate is not None
+    assert H.certificate.difference < 1e-3
+
+
 def test_the_certificate_is_made_once_for_each_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     certify = problem_operator.certify

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def test_graphs_kept_over_many_products_stay_under_the_cap(fit: int) -> None:
         assert relative(H @ v, first) < 1e-12
         built.append(H.gradients)
     # What was not kept in the first product is built again in each later one, no less and no more.
-    again = [later - earlier for earlier, later in zip(built, built[1:], strict=False)]
+    again = [later - earlier for earlier, later in pairwise(built)]
     assert again == pytest.approx([(6 - fit) / 6] * 3)
     assert ("retained graphs" in H.engine) == (fit == 6)
 
