@@ -232,7 +232,12 @@ def _path(mark: Path, panel: Panel, colors: Colors) -> list[Spec]:
             "y": y,
             "text": words,
             "textposition": "top right",
-            "textfont": {"color": colors["path"], "size": 13, "weight": 700, "shadow": f"0 0 4px {LIGHT['halo']}"},
+            "textfont": {
+                "color": colors["path"],
+                "size": 13,
+                "weight": 700,
+                "shadow": ", ".join([f"0 0 3px {LIGHT['halo']}"] * 4),
+            },
             "marker": {
                 "size": 9,
                 "color": [rounded(float(v)) for v in values],
