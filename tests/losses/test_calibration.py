@@ -90,3 +90,15 @@ def test_angular_hardness_of_an_orthogonal_feature_is_uniform() -> None:
         torch.tensor([[0.0, 0, 0, 0, 1], [1, 0, 0, 0, 0]]), weights, torch.tensor([2, 0])
     )
     torch.testing.assert_close(hardness, torch.tensor([0.25, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_calibration_error_by_hand() -> None:
+    p = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.35, 0.65]], dtype=torch.float64)
+    y = torch.tensor([0, 1, 1, 1])
+    # confidences .9 (right, wrong) and .6, .65 (right, right)
+    wide = (abs(1.8 - 1) + abs(0.6 + 0.65 - 2)) / 4
+    assert float(losses.expected_calibration_error(p, y, bins=2, equal_mass=True)) == pytest.approx(wide)
+    single = abs(0.9 + 0.9 + 0.6 + 0.65 - 3) / 4
+    assert float(losses.expected_calibration_error(p, y, bins=1)) == pytest.approx(single)
+    tenth = (0.8 + 0.4 + 0.35) / 4
+    assert float(losses.expected_calibration_error(p, y, bins=10)) == pytest.approx(tenth)

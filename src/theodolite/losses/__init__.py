@@ -26,8 +26,14 @@ from theodolite.losses.calibration import (
     RejectSurrogateLoss,
     angular_hardness,
     correctness_aware,
+    expected_calibration_error,
     h_calibration,
     reject_surrogate,
+)
+from theodolite.losses.card import (
+    Card,
+    card,
+    card_table,
 )
 from theodolite.losses.codes import (
     GroupOrderingLoss,
@@ -348,6 +354,12 @@ from theodolite.losses.robust import (
     sce_grad,
     sce_hess,
 )
+from theodolite.losses.second_order import (
+    SecondOrderCheck,
+    SecondOrderLoss,
+    check_second_order,
+    mutual_information,
+)
 from theodolite.losses.segmentation import (
     DiceLoss,
     JaccardMetricLoss,
@@ -445,6 +457,7 @@ __all__ = [
     "CISIRLoss",
     "CLIPLoss",
     "CPOLoss",
+    "Card",
     "CharbonnierLoss",
     "CircleLoss",
     "ClassCompactnessLoss",
@@ -537,6 +550,8 @@ __all__ = [
     "SCELoss",
     "SLUNGLoss",
     "SPPOLoss",
+    "SecondOrderCheck",
+    "SecondOrderLoss",
     "SelfAdjustingDiceLoss",
     "SigLIPLoss",
     "SigmoidFocalLoss",
@@ -583,9 +598,12 @@ __all__ = [
     "black_box_square",
     "box_overlap",
     "bures_wasserstein",
+    "card",
+    "card_table",
     "ccl",
     "charbonnier",
     "check_batches",
+    "check_second_order",
     "circle",
     "cisir",
     "class_compactness",
@@ -617,6 +635,7 @@ __all__ = [
     "easy_llp",
     "ensemble_repulsion",
     "equal_frequency_edges",
+    "expected_calibration_error",
     "f_score",
     "false_head_rate",
     "fishr",
@@ -690,6 +709,7 @@ __all__ = [
     "multi_margin_loss",
     "multi_similarity",
     "multilabel_margin_loss",
+    "mutual_information",
     "nce",
     "neural_ndcg",
     "norm_and_direction",

@@ -174,3 +174,36 @@ def angular_hardness(
     cosines = F.normalize(widened(features), dim=1) @ F.normalize(widened(weights), dim=1).T
     angles = torch.arccos(cosines.clamp(-1.0, 1.0))
     return angles.gather(1, target[:, None])[:, 0] / angles.sum(1)
+
+
+def expected_calibration_error(
+    probabilities: Float[Tensor, "b c"], target: Int[Tensor, " b"], *, bins: int = 15, equal_mass: bool = False
+) -> Float[Tensor, ""]:
+    """Return the mean gap between confidence and accuracy over bins of confidence, weighed by their share.
+
+    Args:
+        probabilities: of each class.
+        target: class indices.
+        bins: how many.
+        equal_mass: bins of equally many samples instead of equal width.
+
+    Returns:
+        A score in [0, 1].
+
+    Example:
+        >>> expected_calibration_error(torch.tensor([[0.8, 0.2]]), torch.tensor([0]))
+        tensor(0.2000)
+
+    References:
+        Guo et al. 2017, "On Calibration of Modern Neural Networks".
+    """
+    confidence, predicted = widened(probabilities).max(1)
+    correct = (predicted == target).to(confidence.dtype)
+    if equal_mass:
+        bin_of = confidence.argsort().argsort() * bins // len(confidence)
+    else:
+        bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(bins, dtype=confidence.dtype, device=confidence.device).index_add(
+        0, bin_of, confidence - correct
+    )
+    return gaps.abs().sum() / len(confidence)
