@@ -92,17 +92,17 @@ def test_the_width_of_a_block_follows_the_memory(memory: int) -> None:
     assert H._width(chunk) == 1 or H._width(chunk) * each <= memory
 
 
-def test_the_trial_is_noted_once() -> None:
+def test_the_trial_is_made_once_and_said() -> None:
     H = Hessian(problem())
     V = torch.randn(H.shape[0], 6, dtype=torch.float64)
-    assert H.notes == []
     H @ V[:, 0]
+    assert H.blocks == "not yet tried"
+    H @ V
+    said = H.blocks
+    assert said.startswith(("loop, since vmap took", "vmap, since vmap took"))
+    H @ V
+    assert H.blocks == said
     assert H.notes == []
-    H @ V
-    H @ V
-    assert len(H.notes) == 1
-    assert "vmap took" in H.notes[0]
-    assert H.notes[0].split(":")[0] in ("blocks by loop", "blocks by vmap")
 
 
 class Branches(torch.autograd.Function):
@@ -148,7 +148,7 @@ def test_where_vmap_fails_the_loop_takes_over_with_a_note() -> None:
     one = Hessian(found.replace(engine="retained"))
     assert relative(H @ V, torch.stack([one @ v for v in V.T], dim=1)) < 1e-12
     assert H.notes[0].startswith("blocks by loop: vmap failed with")
-    assert "blocks by loop" in H.engine
+    assert H.blocks == "loop"
 
 
 def test_vmap_asked_for_where_it_fails_names_the_way_out() -> None:

@@ -259,6 +259,8 @@ def context_of(problem: Problem, H: ProblemOperator | None = None) -> dict[str, 
     context = problem.context()
     if H is not None:
         context["engine"] = H.engine
+        if H.blocks != "not yet tried":
+            context["blocks"] = H.blocks
         certificate = getattr(H, "certificate", None)
         if certificate is not None:
             context["certificate"] = str(certificate)

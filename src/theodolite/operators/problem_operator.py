@@ -50,7 +50,7 @@ class ProblemOperator(LinearOperator):
     Attributes:
         products: products with one vector so far.
         seconds: time spent so far.
-        notes: choices and fallbacks, in words.
+        notes: fallbacks, in words.
     """
 
     name = "operator"
@@ -62,6 +62,7 @@ class ProblemOperator(LinearOperator):
         self.products = 0
         self.seconds = 0.0
         self.notes: list[str] = []
+        self._trial_result = ""
         self._route = {"retained": "loop", "fresh": "loop", "vmap": "vmap"}.get(problem.engine, "trial")
         self._kept: list[tuple[Graph, Chunk, dict[str, Tensor]]] = []
         self._complete = False
@@ -94,8 +95,12 @@ class ProblemOperator(LinearOperator):
     @property
     def engine(self) -> str:
         """How products are computed, in words."""
-        graphs = "retained graphs" if self._complete and self._kept else "graphs rebuilt at each product"
-        return f"reverse-over-reverse on {graphs}, blocks by {self._route}"
+        return "retained graphs" if self._complete and self._kept else "graphs rebuilt at each product"
+
+    @property
+    def blocks(self) -> str:
+        """How products with several vectors are computed, and what the timed trial of the two ways found."""
+        return "not yet tried" if self._route == "trial" else self._route + self._trial_result
 
     @property
     def gradients(self) -> float:
@@ -265,7 +270,7 @@ class ProblemOperator(LinearOperator):
         else:
             loop_time, block_time = middle - start, clock(self.problem) - middle
             self._route = "vmap" if block_time < loop_time else "loop"
-            self.notes.append(f"blocks by {self._route}: vmap took {block_time / loop_time:.2f} of the loop's time")
+            self._trial_result = f", since vmap took {block_time / loop_time:.2f} of the loop's time"
         if rows.shape[0] == few.shape[0]:
             return looped
         rest = rows[TRIAL:]
