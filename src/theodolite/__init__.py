@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from theodolite import errors, linalg, losses, records
     from theodolite.forecasts import findings, load
     from theodolite.landscapes import line, plane
     from theodolite.measures import density, gradients, spectrum, stability, trace
@@ -39,6 +40,8 @@ _ROOMS = {
     "undisturbed": "problem",
 }
 
+_MODULES = ("errors", "linalg", "losses", "records")
+
 __version__ = "0.1.0"
 __all__ = [
     "GGN",
@@ -47,11 +50,15 @@ __all__ = [
     "Monitor",
     "Problem",
     "density",
+    "errors",
     "findings",
     "gradients",
+    "linalg",
     "line",
     "load",
+    "losses",
     "plane",
+    "records",
     "report",
     "save_figures",
     "spectrum",
@@ -65,6 +72,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return getattr(import_module(f"theodolite.{_ROOMS[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"theodolite.{name}")
     raise AttributeError(f"theodolite has no {name!r}. It has {', '.join(__all__)}.")
 
 
