@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from theodolite.losses.contract import Reduction, reduced
 from theodolite.losses.registry import loss, module_of
-from theodolite.losses.tiles import at_full_precision, log_normalizers, scored_tiles, unit_rows
+from theodolite.losses.tiles import at_full_precision, log_normalizers, softplus_sum, unit_rows
 
 LOG_TEN = math.log(10.0)
 
@@ -57,6 +57,8 @@ def info_nce(
 
 
 def _paired(u: Tensor, v: Tensor, scale: float | Tensor, symmetric: bool, tile: int | None) -> Tensor:
+    if tile is None and not symmetric:
+        return F.cross_entropy(scale * (u @ v.T), torch.arange(len(u), device=u.device), reduction="none")
     rows, columns = log_normalizers(u, v, scale, tile=tile)
     positive = scale * (u * v).sum(1)
     return (rows + columns) / 2 - positive if symmetric else rows - positive
@@ -175,11 +177,7 @@ def siglip(
     with at_full_precision(u):
         a, b = unit_rows(u), unit_rows(v)
         scale = torch.exp(log_scale) if isinstance(log_scale, Tensor) else math.exp(log_scale)
-
-        def questions(rows: Tensor, columns: Tensor) -> Tensor:
-            return F.softplus(scale * (rows @ columns.T) + bias).sum()
-
-        negatives = sum(scored_tiles(questions, a, b, tile=tile), a.new_zeros(()))
+        negatives = softplus_sum(a, b, scale, bias, tile=tile)
         # a positive pair was counted as a negative one: softplus(−x) − softplus(x) = −x
         return (negatives - (scale * (a * b).sum(1) + bias).sum()) / len(a)
 

@@ -42,7 +42,8 @@ def kd(
     """
     log_s = F.log_softmax(widened(student) / temperature, 1)
     log_t = F.log_softmax(widened(teacher).detach() / temperature, 1)
-    return reduced(temperature**2 * (log_t.exp() * (log_t - log_s)).sum(1), reduction)
+    divergence = F.kl_div(log_s, log_t, log_target=True, reduction="none").sum(1)
+    return reduced(temperature**2 * divergence, reduction)
 
 
 KDLoss = module_of(kd, "KDLoss")

@@ -7,6 +7,7 @@ import math
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from theodolite.losses.contract import Reduction, over_classes, reduced, widened
 from theodolite.losses.hessian import OutputHessian
@@ -119,8 +120,9 @@ def ldr_kl(
     """
 
     def values(rows: Tensor, classes: Tensor) -> Tensor:
-        gaps = _gaps(rows, classes, margin, normalize)
-        return lam * (torch.logsumexp(gaps / lam, 1) - math.log(rows.shape[1]))
+        if margin or normalize:
+            return lam * (torch.logsumexp(_gaps(rows, classes, margin, normalize) / lam, 1) - math.log(rows.shape[1]))
+        return lam * (F.cross_entropy(rows / lam, classes, reduction="none") - math.log(rows.shape[1]))
 
     return over_classes(values, logits, target, weight=weight, ignore_index=ignore_index, reduction=reduction)
 

@@ -66,7 +66,7 @@ def quantile(
         Koenker and Bassett 1978, "Regression Quantiles".
     """
     error = widened(target) - widened(prediction)
-    return reduced(torch.maximum(q * error, (q - 1) * error), reduction)
+    return reduced((q - 0.5) * error + 0.5 * error.abs(), reduction)
 
 
 QuantileLoss = module_of(quantile, "QuantileLoss")

@@ -79,6 +79,7 @@ def mutual_information(atoms: Float[Tensor, "a c"], weights: Float[Tensor, " a"]
     """Return H(θ̄) − E H(θ) in nats, the epistemic share of a report's uncertainty."""
 
     def entropy(p: Tensor) -> Tensor:
-        return -torch.special.xlogy(p, p).sum(-1)
+        total: Tensor = torch.special.xlogy(p, p).sum(-1)
+        return -total
 
     return float(entropy(weights @ atoms) - weights @ entropy(atoms))

@@ -66,8 +66,9 @@ def residuals(
     logits: Float[Tensor, "n c"], target: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, "n c"], Float[Tensor, "n c"]]:
     """Return the cross-entropy u, the residual p − e and the probabilities p."""
-    p = torch.softmax(logits, 1)
-    return F.cross_entropy(logits, target, reduction="none"), p - F.one_hot(target, logits.shape[1]).to(p.dtype), p
+    log_p, true = F.log_softmax(logits, 1), target[:, None]
+    p = log_p.exp()
+    return -log_p.gather(1, true)[:, 0], p.scatter_add(1, true, -torch.ones_like(p[:, :1])), p
 
 
 def true_and_rest(u: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
