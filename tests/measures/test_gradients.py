@@ -25,7 +25,7 @@ def test_norms_equal_the_oracle(family: Family) -> None:
         assert norm == pytest.approx(float(gradient[where].norm()), rel=1e-10)
     assert np.square(found.layer_norms).sum() == pytest.approx(found.norm**2)
     assert np.sqrt(np.square(found.parameter_norms).sum()) == pytest.approx(
-        float(torch.cat([leaf.reshape(-1) for leaf in problem.point().leaves]).norm())
+        float(torch.cat([leaf.detach().reshape(-1) for leaf in problem.point().leaves]).norm())
     )
 
 

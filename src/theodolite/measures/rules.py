@@ -21,7 +21,7 @@ class Rule:
         reach: diagonal of D: learning rate over bound over preconditioner, 0 for parameters that are not optimised.
         precondition: diagonal of P^-½, 1 without a preconditioner, 0 for parameters that are not optimised.
         coupled_decay: diagonal of W, weight decay that goes through the preconditioner.
-        decoupled_decay: w, weight decay times learning rate over bound, largest over groups.
+        decoupled_decay: w, half the learning rate times the decoupled weight decay, largest over groups.
         bound: what learning rate times preconditioned sharpness must stay below, of the first group.
         learning_rate: of the first group.
         momentum: β or β₁ of the first group.
@@ -86,7 +86,8 @@ def rule_of(optimizer: Optimizer, problem: Problem) -> Rule | None:
         reach=reach,
         precondition=precondition,
         coupled_decay=decay,
-        decoupled_decay=max(rate * w / bound for rate, bound, w in groups),
+        # It shrinks θ outside the momentum: the root reaches −1 at lr·λ/bound + lr·w/2 = 1.
+        decoupled_decay=max(rate * w / 2 for rate, _, w in groups),
         bound=bound,
         learning_rate=rate,
         momentum=momentum_of(optimizer),
