@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch.nn import functional as F
@@ -171,6 +171,7 @@ METRICS = {
 
 
 @pytest.mark.parametrize("name", METRICS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_hard_decisions_give_the_exact_metric(name: str, data: st.DataObject) -> None:
     ours, theirs = METRICS[name]

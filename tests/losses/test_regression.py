@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 from torch import Tensor
@@ -54,6 +54,7 @@ def test_the_quantile_minimises_the_pinball_loss() -> None:
     assert float(grid[values.argmin()]) == pytest.approx(float(torch.quantile(y, 0.8)), abs=2e-3)
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6))
 def test_log_cosh_asymptotes(error: float) -> None:
     value = float(losses.log_cosh(torch.tensor(error, dtype=torch.float64), torch.tensor(0.0, dtype=torch.float64)))

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from theodolite.losses.contract import over_classes
+from theodolite.losses.contract import Reduction, over_classes
 from theodolite.losses.hessian import OutputHessian
 
 Slopes = Callable[..., tuple[Tensor, Tensor]]
@@ -27,14 +27,14 @@ def of_cross_entropy(
     *,
     weight: Tensor | None,
     ignore_index: int,
-    reduction: str,
+    reduction: Reduction,
 ) -> Tensor:
     """Apply φ to the cross-entropy of each sample, under the shared contract."""
 
     def values(rows: Tensor, classes: Tensor) -> Tensor:
         return function(F.cross_entropy(rows, classes, reduction="none"))
 
-    return over_classes(values, logits, target, weight=weight, ignore_index=ignore_index, reduction=reduction)  # type: ignore[arg-type]
+    return over_classes(values, logits, target, weight=weight, ignore_index=ignore_index, reduction=reduction)
 
 
 def gradient_from(slopes: Slopes) -> Callable[..., Tensor]:
