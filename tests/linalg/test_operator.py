@@ -181,6 +181,7 @@ def test_the_public_names() -> None:
     assert theodolite.linalg.__all__ == [
         "Compression",
         "Congruence",
+        "Deflated",
         "Dense",
         "Diagonal",
         "Eigenpairs",
@@ -198,5 +199,6 @@ def test_the_public_names() -> None:
         "hutchpp",
         "integrate",
         "lanczos",
+        "misses_eigenvalues",
         "slq",
     ]

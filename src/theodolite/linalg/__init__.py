@@ -3,6 +3,7 @@
 from theodolite.linalg.cg import Solution, cg
 from theodolite.linalg.composites import Compression, Product, Scaled, Submatrix, Sum
 from theodolite.linalg.lanczos import Eigenpairs, lanczos
+from theodolite.linalg.missing import Deflated, misses_eigenvalues
 from theodolite.linalg.operator import LinearOperator
 from theodolite.linalg.quadrature import Quadrature, integrate, slq
 from theodolite.linalg.structured import Congruence, Dense, Diagonal, Identity
@@ -11,6 +12,7 @@ from theodolite.linalg.trace import TraceEstimate, hutchinson, hutchpp
 __all__ = [
     "Compression",
     "Congruence",
+    "Deflated",
     "Dense",
     "Diagonal",
     "Eigenpairs",
@@ -28,5 +30,6 @@ __all__ = [
     "hutchpp",
     "integrate",
     "lanczos",
+    "misses_eigenvalues",
     "slq",
 ]

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import NonFiniteError, OperatorError
+from theodolite.linalg import vectors
 
 DENSE_COLUMNS = 256
 
@@ -80,7 +81,7 @@ class LinearOperator(ABC):
         if not isinstance(other, Tensor):
             return NotImplemented
         self._refuse_misfit(other)
-        if not bool(torch.isfinite(other).all()):
+        if not vectors.is_finite(other):
             raise NonFiniteError(_non_finite_scene(self, other))
         product = self._matmat(other if other.ndim == 2 else other[:, None])
         self._refuse_wrong_product(product, columns=other.shape[1] if other.ndim == 2 else 1)
@@ -205,7 +206,7 @@ def finite_product(A: LinearOperator, V: Float[Tensor, "n k"], *, before: int) -
         NonFiniteError: the product is not finite.
     """
     product = A @ V
-    if not bool(torch.isfinite(product).all()):
+    if not vectors.is_finite(product):
         raise non_finite_product(A, product, number=before + V.shape[1])
     return product
 

@@ -25,3 +25,11 @@ def norm(X: Float[Tensor, "n *k"]) -> Float[Tensor, "*k"]:
 def project(Q: Float[Tensor, "*m j n"], V: Float[Tensor, "*m n k"]) -> Float[Tensor, "*m j k"]:
     """Inner products of the rows of Q with the columns of V; m blocks with m bases if there are m."""
     return Q @ V
+
+
+def is_finite(X: Float[Tensor, "*any"]) -> bool:
+    """Whether no entry is NaN or infinite.
+
+    Either survives in the sum, which costs a third of looking at every entry; a sum that overflows is looked at closely.
+    """
+    return bool(torch.isfinite(X.sum())) or bool(torch.isfinite(X).all())

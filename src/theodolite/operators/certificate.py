@@ -82,7 +82,8 @@ def certify(problem: Problem) -> Certificate:
 
 def first_piece(problem: Problem) -> Chunk:
     """The first samples of the data, enough to check derivatives and measure memory, few enough to cost little."""
-    batch = split(problem.batches.first(), PIECE)[0]
+    batch = problem.batches.first()
+    batch = split(batch, min(PIECE, max(2, problem.objective.samples(batch) // 4)))[0]
     return Chunk(0, move(batch, device=problem.device, dtype=problem.cast), problem.objective.samples(batch))
 
 

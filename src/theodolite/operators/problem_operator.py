@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from theodolite.errors import CostWarning, DerivativeError, NonFiniteError, OperatorError
 from theodolite.linalg import LinearOperator
+from theodolite.linalg.vectors import is_finite
 from theodolite.operators.certificate import (
     Certificate,
     certify,
@@ -67,7 +68,7 @@ class ProblemOperator(LinearOperator):
         self._kept: list[tuple[Graph, Chunk, dict[str, Tensor]]] = []
         self._complete = False
         self._factor = 0.0
-        self._version: tuple[int | float, ...] | None = None
+        self._version: tuple[object, ...] | None = None
         self._graph_bytes: float | None = None
         self._cap = 0
         self._built = 0
@@ -158,7 +159,7 @@ class ProblemOperator(LinearOperator):
                 total += product
         result = total * self._factor
         self._spent(rows, start)
-        if not bool(torch.isfinite(result).all()):
+        if not is_finite(result):
             raise NonFiniteError(
                 f"Expected a finite product of {self.name} and vector, found {int((~torch.isfinite(result)).sum())} of "
                 f"{result.numel()} entries that are not, after {self.products} products. The loss overflows or has a singular "

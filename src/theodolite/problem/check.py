@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def check(problem: Problem) -> None:
     """Evaluate the first batch twice, from two iterators where the data is not a list, and in halves.
 
-    Cost: two forward passes of the first batch, three for a loss function whose weighting is not known.
+    Cost: two forward passes of the first batch, four for a loss function whose weighting is not known.
 
     Raises:
         NotDeterministicError: data or loss differ between the two, with the likely cause.
@@ -40,9 +40,10 @@ def check(problem: Problem) -> None:
 
     first = problem.call(forward, point)
     _same_loss(first, problem.call(forward, point), problem)
-    separable = problem.mode == "eval" and not problem.coupled and problem.objective.samples(placed) > 1
-    if separable and _weighting_is_assumed(problem):
-        _adds_up(first, problem.call(halves, point), problem)
+    # Weights are a matter of the loss alone: without dropout and batch statistics, whatever the mode.
+    plain = problem if problem.mode == "eval" else problem.replace(mode="eval")
+    if _weighting_is_assumed(problem) and not plain.coupled and problem.objective.samples(placed) > 1:
+        _adds_up(plain.call(forward, point), plain.call(halves, point), problem)
 
 
 def _same_data(problem: Problem, batch: object) -> None:

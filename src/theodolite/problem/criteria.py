@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -39,6 +40,10 @@ class OutputLoss(ABC):
         """Whether totals are divided by weights; False for a criterion that sums."""
         return True
 
+    def settings(self) -> tuple[object, ...]:
+        """What may change in the criterion while a problem is in use."""
+        return ()
+
     def evaluate(self, outputs: Any, targets: Any) -> tuple[Float[Tensor, ""], float]:
         """Total and weight."""
         return self.total(outputs, targets), self.weight(outputs, targets)
@@ -64,12 +69,7 @@ def recognise(criterion: Callable[..., Any]) -> OutputLoss:
         criterion: an ``nn`` loss module, a function of ``torch.nn.functional``, or any function of (outputs, targets)
             that returns the mean over samples, or a pair (total, weight).
     """
-    if criterion is F.cross_entropy:
-        criterion = nn.CrossEntropyLoss()
-    elif criterion is F.mse_loss:
-        criterion = nn.MSELoss()
-    elif criterion is F.binary_cross_entropy_with_logits:
-        criterion = nn.BCEWithLogitsLoss()
+    criterion = _as_module(criterion)
     if getattr(criterion, "reduction", "mean") == "none":
         raise ProblemError(
             f"Expected a criterion that reduces to one number, found {type(criterion).__name__}(reduction='none'), which "
@@ -84,6 +84,33 @@ def recognise(criterion: Callable[..., Any]) -> OutputLoss:
     if type(criterion) is nn.BCEWithLogitsLoss:
         return BinaryCrossEntropy(criterion.weight, criterion.pos_weight, mean=criterion.reduction == "mean")
     return Generic(criterion)
+
+
+_MODULES: tuple[tuple[Callable[..., Any], type[nn.Module]], ...] = (
+    (F.cross_entropy, nn.CrossEntropyLoss),
+    (F.mse_loss, nn.MSELoss),
+    (F.binary_cross_entropy_with_logits, nn.BCEWithLogitsLoss),
+)
+
+
+def _as_module(criterion: Callable[..., Any]) -> Callable[..., Any]:
+    """The module of a function of torch, also with keywords bound by ``functools.partial``."""
+    function, keywords = criterion, {}
+    if isinstance(criterion, partial) and not criterion.args:
+        function, keywords = criterion.func, criterion.keywords
+    module = next((module for known, module in _MODULES if known is function), None)
+    return criterion if module is None else module(**keywords)
+
+
+def settings_of(function: Callable[..., Any]) -> tuple[object, ...]:
+    """Numbers and words that a criterion or loss function holds, and versions of its tensors: what may change under way."""
+    owners = [function, getattr(function, "__self__", None)]
+    values = [value for owner in owners for value in getattr(owner, "__dict__", {}).values()]
+    values += [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    found: list[object] = [value for value in values if isinstance(value, bool | int | float | str)]
+    if isinstance(function, nn.Module):
+        found += [(tensor._version, tensor.data_ptr()) for tensor in (*function.parameters(), *function.buffers())]
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -238,6 +265,9 @@ class Generic(OutputLoss):
 
     def averages(self) -> bool:
         return getattr(self.criterion, "reduction", "mean") != "sum"
+
+    def settings(self) -> tuple[object, ...]:
+        return settings_of(self.criterion)
 
     def _value(self, outputs: Any, targets: Any) -> Any:
         """The criterion, whose own tensors follow the device and type of the outputs and are not written to."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import DataError, OperatorError
-from theodolite.problem.criteria import OutputLoss, one_number, total_and_weight
+from theodolite.problem.criteria import OutputLoss, one_number, settings_of, total_and_weight
 from theodolite.problem.data import samples_of, split
 
 Evaluation = tuple[Float[Tensor, ""], float]
@@ -37,6 +37,10 @@ class Objective(ABC):
         """Whether totals are divided by weights; False for a criterion that sums."""
         return True
 
+    @abstractmethod
+    def settings(self) -> tuple[object, ...]:
+        """What may change in the criterion or loss function while a problem is in use."""
+
     def halves(self, model: nn.Module, batch: Any) -> tuple[Evaluation, Evaluation]:
         """Both halves of the batch evaluated apart, to see whether totals add up."""
         first, second = split(batch, (self.samples(batch) + 1) // 2)
@@ -51,6 +55,9 @@ class CriterionObjective(Objective):
 
     def averages(self) -> bool:
         return self.loss.averages()
+
+    def settings(self) -> tuple[object, ...]:
+        return self.loss.settings()
 
     def outputs(self, model: nn.Module, batch: Any) -> Any:
         """model(inputs): a mapping is passed by keyword, a tuple or list by position."""
@@ -76,6 +83,9 @@ class LossObjective(Objective):
     """loss_fn(model, batch)."""
 
     function: Callable[[nn.Module, Any], Any]
+
+    def settings(self) -> tuple[object, ...]:
+        return settings_of(self.function)
 
     def evaluate(self, model: nn.Module, batch: Any) -> Evaluation:
         value = self.function(model, batch)

@@ -54,7 +54,7 @@ class Point:
     leaves: tuple[Tensor, ...]
     constants: Mapping[str, Tensor]
     buffers: Mapping[str, Tensor]
-    version: tuple[int | float, ...]
+    version: tuple[object, ...]
 
     def fresh_buffers(self) -> dict[str, Tensor]:
         """Copies that an evaluation may write to."""
@@ -451,17 +451,19 @@ class Problem:
 
     # ----------------------------------------------------------------------------------------------------- internals
 
-    def _version(self) -> tuple[int | float, ...]:
-        """What changes with the values of the model: counters of in-place writes, addresses, and sums of the values.
+    def _version(self) -> tuple[object, ...]:
+        """What changes with the loss: counters of in-place writes, addresses, sums of the values, modes, the criterion.
 
         The sums see writes through ``.data``, as of many averaging schemes, which the counters do not.
         """
         tensors = [*self.model.parameters(), *self.model.buffers()]
         counts = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
         addresses = [tensor.data_ptr() for tensor in tensors]
-        return (*counts, *addresses, *_sums([tensor for tensor in tensors if tensor.is_floating_point()]))
+        sums = _sums([tensor for tensor in tensors if tensor.is_floating_point()])
+        modes = [module.training for module in self.model.modules()] if self.mode == "as is" else []
+        return (*counts, *addresses, *sums, *modes, *self.objective.settings())
 
-    def _read_point(self, version: tuple[int | float, ...]) -> Point:
+    def _read_point(self, version: tuple[object, ...]) -> Point:
         parameters = {name: self._converted(parameter) for name, parameter in self.model.named_parameters()}
         leaves = tuple(parameters.pop(name).requires_grad_() for name in self.layout.names)
         buffers = {name: self._converted(buffer) for name, buffer in self.model.named_buffers()}
