@@ -269,7 +269,9 @@ def fingerprint(tree: Any) -> tuple[float, ...]:
     numbers: list[float] = []
     for tensor in tensors_of(tree):
         flat = tensor.detach().reshape(-1).to(torch.float64)
-        weights = torch.linspace(1.0, 2.0, flat.numel(), dtype=torch.float64, device=flat.device)
+        # Multiples of the golden ratio modulo 1: evenly spaced weights would give many orders of class labels one sum.
+        positions = torch.arange(flat.numel(), dtype=torch.float64, device=flat.device)
+        weights = 1.0 + torch.frac(positions * 0.6180339887498949)
         numbers += [float(flat.numel()), float(torch.nan_to_num(flat).dot(weights))]
     return tuple(numbers)
 
