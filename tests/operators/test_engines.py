@@ -177,8 +177,8 @@ def test_costs_are_counted() -> None:
 
 
 def test_the_first_piece_is_small() -> None:
-    assert first_piece(problem()).samples == 16
-    assert first_piece(Problem(net(), nn.CrossEntropyLoss(), data(size=3))).samples == 3
+    for size, samples in ((3, 3), (20, 8), (48, 12), (100, 16)):
+        assert first_piece(Problem(net(), nn.CrossEntropyLoss(), data(size=size))).samples == samples
 
 
 def test_differences_cost_no_graphs_and_need_no_certificate() -> None:

@@ -17,7 +17,7 @@ from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.data import move, split
 from theodolite.problem.problem import gradients, non_finite_loss
 
-PIECE = 16
+PIECE, FEWEST = 16, 8
 # Steps relative to 1 + ‖θ‖, in the order in which they are tried. A kink of ReLU or max-pooling is crossed inside a step
 # with a probability proportional to it, and then spoils the difference at that step only; a model that computes its loss in
 # float32 whatever its own type, as those of transformers do, is too coarse for small steps; a wrong derivative disagrees at
@@ -83,7 +83,7 @@ def certify(problem: Problem) -> Certificate:
 def first_piece(problem: Problem) -> Chunk:
     """The first samples of the data, enough to check derivatives and measure memory, few enough to cost little."""
     batch = problem.batches.first()
-    batch = split(batch, min(PIECE, max(2, problem.objective.samples(batch) // 4)))[0]
+    batch = split(batch, min(PIECE, max(FEWEST, problem.objective.samples(batch) // 4)))[0]
     return Chunk(0, move(batch, device=problem.device, dtype=problem.cast), problem.objective.samples(batch))
 
 
