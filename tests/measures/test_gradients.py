@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from families import FAMILIES, Family, dense_oracle
+from records.published_jackknife import published
 from theodolite.measures import gradients
 from theodolite.problem import Problem
 
@@ -42,9 +43,10 @@ def test_errors_equal_the_brute_force_jackknife(family: Family) -> None:
             share = float(rest.totals()[1].sum() / whole.totals()[1].sum())
         losses.append(rest.loss() / share)
         norms.append(float(rest.gradient().norm()) / share)
-    c = len(batches)
-    for values, stderr in ((losses, found.loss_stderr), (norms, found.norm_stderr)):
-        assert stderr == pytest.approx(np.sqrt((c - 1) * np.var(values)), rel=1e-9)
+    weights = whole.totals()[1].numpy()
+    for values, estimate in ((losses, found.loss_estimate), (norms, found.norm_estimate)):
+        assert estimate.stderr == pytest.approx(published(values, estimate.value, weights), rel=1e-9)
+        assert estimate.degrees == len(batches) - 1
 
 
 def test_a_loss_that_is_not_finite_is_a_reading() -> None:

@@ -26,9 +26,10 @@ def plane(losses, alphas, betas, **changes):
 def test_trace_whole_mean_and_by_layer():
     record = Trace(value=6.0, stderr=0.3, layers=("a", "b"), layer_values=np.array([4.0, 2.0]),
                    layer_stderrs=np.array([0.2, 0.1]), probes=8, method="hutch++", size=3)  # fmt: skip
-    assert record.estimate == Estimate(6.0, 0.3)
-    assert record.mean_eigenvalue == Estimate(2.0, 0.3 / 3)
-    assert record.by_layer == {"a": Estimate(4.0, 0.2), "b": Estimate(2.0, 0.1)}
+    assert record.estimate == Estimate(6.0, 0.3, 7)
+    assert record.mean_eigenvalue == Estimate(2.0, 0.3 / 3, 7)
+    assert record.by_layer == {"a": Estimate(4.0, 0.2, 7), "b": Estimate(2.0, 0.1, 7)}
+    assert record.replace(probes=1).estimate.degrees is None
     assert "tr = 6.0 ± 0.3 (probes)" in repr(record)
 
 
@@ -39,6 +40,9 @@ def test_gradients_relative_norms_and_estimates():
     np.testing.assert_array_equal(record.relative_norms, [0.5, NAN, 0.0])
     assert record.loss_estimate == Estimate(1.0, 0.1)
     assert record.norm_estimate == Estimate(5.0, 0.5)
+    cut = record.replace(context={"chunks": 5})
+    assert (cut.loss_estimate.degrees, cut.norm_estimate.degrees) == (4, 4)
+    assert record.replace(context={"chunks": 1}).loss_estimate.degrees is None
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,15 @@ def test_the_interval_is_that_of_the_normal_distribution():
     assert all(map(math.isnan, Estimate(1.0, math.nan).interval()))
 
 
+def test_an_error_from_few_degrees_of_freedom_has_the_interval_of_student():
+    # Student's t at 0.975, from any table.
+    for degrees, quantile in ((1, 12.7062), (4, 2.7764), (30, 2.0423)):
+        lower, upper = Estimate(10.0, 2.0, degrees).interval(0.95)
+        assert (lower, upper) == pytest.approx((10 - 2 * quantile, 10 + 2 * quantile), abs=2e-4)
+    assert Estimate(0.0, 1.0, 10**9).interval() == pytest.approx(Estimate(0.0, 1.0).interval(), rel=1e-6)
+    assert all(map(math.isnan, Estimate(1.0, math.nan, 1).interval()))
+
+
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0])
 def test_a_level_is_a_probability(level):
     with pytest.raises(ValueError, match=f"expects a coverage between 0 and 1, for example 0.95; found {level}"):

@@ -68,6 +68,11 @@ def test_small_eigenvalues_have_errors_relative_to_the_largest():
     assert of().error.shape == (0,)
 
 
+def test_the_radius_of_the_run_is_the_scale_of_small_residuals():
+    record = of(0.5, 1e-9, residuals=np.array([1e-2, 1e-2]), radius=1000.0)
+    np.testing.assert_allclose(record.error, [1e-2, 1e-2])
+
+
 def test_all_converged_means_all():
     assert spectrum().all_converged
     assert not spectrum(converged=np.array([True, True, False])).all_converged

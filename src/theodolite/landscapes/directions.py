@@ -186,13 +186,6 @@ def length(direction: Float[Tensor, " n"]) -> float:
     return float(torch.linalg.vector_norm(direction, dtype=torch.float64))
 
 
-def to_numpy(flat: Float[Tensor, " n"]) -> Float[np.ndarray, " n"]:
-    """The vector as an array, in single precision at least: numpy has no bfloat16."""
-    wide = flat if flat.dtype == torch.float64 else flat.float()
-    array: np.ndarray = wide.cpu().numpy()
-    return array
-
-
 def _draw(problem: Problem, *, seed: int, count: int) -> list[Float[Tensor, " n"]]:
     """Vectors of one stream: the second of a seed is no other seed's first."""
     generator = torch.Generator("cpu").manual_seed(seed)

@@ -34,6 +34,7 @@ def line(
     seed: int = 0,
     keep_directions_below: int = KEEP,
     on_point: OnPoint | None = None,
+    step: int | None = None,
 ) -> Line:
     """Losses L(θ + α·d) on the same samples at every point.
 
@@ -52,6 +53,7 @@ def line(
         seed: of a random direction.
         keep_directions_below: bytes up to which the record keeps d; 256 MiB by default.
         on_point: called after every point with the number done and the number of all.
+        step: optimiser step, kept in the record.
 
     Returns:
         Positions, losses, and standard errors of their rise above the centre from the data.
@@ -81,6 +83,7 @@ def line(
     losses = np.array([reading.loss for reading in readings])
     directions, dropped = kept([vector], below=keep_directions_below)
     return Line(
+        step=step,
         alphas=alphas,
         losses=losses,
         stderrs=stderrs(readings, center=center),

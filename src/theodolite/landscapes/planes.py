@@ -13,13 +13,14 @@ from torch import Tensor
 
 from theodolite.errors import ProblemError
 from theodolite.landscapes import trajectories
-from theodolite.landscapes.directions import as_direction, cosine, flat_parameters, length, random_pair, to_numpy
+from theodolite.landscapes.directions import as_direction, cosine, flat_parameters, length, random_pair
 from theodolite.landscapes.grids import Spans, both
 from theodolite.landscapes.lines import KEEP
 from theodolite.landscapes.readings import OnPoint, Reading, at_parameters, read, read_grid, stderrs
 from theodolite.landscapes.remarks import context, cost, kept, remarks
 from theodolite.landscapes.trajectories import Projection
 from theodolite.problem import Problem
+from theodolite.problem.arrays import to_numpy
 from theodolite.records import Plane, Snapshot
 
 Vector = Tensor | np.ndarray
@@ -35,6 +36,7 @@ def plane(
     trajectory: Sequence[Snapshot] = (),
     keep_directions_below: int = KEEP,
     on_point: OnPoint | None = None,
+    step: int | None = None,
 ) -> Plane:
     """Losses L(θ + α·d₁ + β·d₂) on the same samples at every point.
 
@@ -56,6 +58,7 @@ def plane(
         trajectory: checkpoints whose path is laid over the plane, whatever its directions; ``"trajectory"`` needs three.
         keep_directions_below: bytes up to which the record keeps both directions; 256 MiB by default.
         on_point: called after every point of the grid with the number done and the number of all.
+        step: optimiser step, kept in the record.
 
     Returns:
         Positions, losses, standard errors of their rise above the centre from the data, and the path.
@@ -90,6 +93,7 @@ def plane(
     losses = np.array([reading.loss for reading in readings]).reshape(alphas.size, betas.size)
     stored, dropped = kept((first, second), below=keep_directions_below)
     return Plane(
+        step=step,
         alphas=alphas,
         betas=betas,
         losses=losses,

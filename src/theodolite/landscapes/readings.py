@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.problem import Point, Problem
+from theodolite.records.jackknife import jackknife_stderr
 
 OnPoint = Callable[[int, int], None]
 
@@ -32,10 +33,11 @@ class Reading:
     divisor: float
 
     @property
-    def deviations(self) -> Float[np.ndarray, " c"]:
-        """The loss that each chunk alone stands for, less the loss of all; NaN for a chunk without weight."""
-        scale = self.weights.sum() / self.divisor
-        return np.asarray(self.totals / self.weights * scale - self.loss)
+    def left_out(self) -> Float[np.ndarray, " c"]:
+        """The loss without each chunk, whose share of the weight its divisor lacks; NaN where nothing else weighs."""
+        whole = self.weights.sum()
+        with np.errstate(all="ignore"):  # NaN and infinity are readings
+            return np.asarray((self.totals.sum() - self.totals) / ((whole - self.weights) / whole * self.divisor))
 
 
 def read(problem: Problem, point: Point) -> Reading:
@@ -87,10 +89,7 @@ def at_parameters(problem: Problem, flat: Float[Tensor, " n"]) -> Point:
 def stderrs(readings: Sequence[Reading], *, center: Reading) -> Float[np.ndarray, " g"]:
     """Standard errors of loss − loss at the centre as estimates for what the data are a sample of.
 
-    The jackknife that leaves out one chunk at a time, for chunks of unequal weight: with θ₍c₎ the loss without chunk c
-    and h = W/w_c, the pseudo-value hθ − (h−1)θ₍c₎ of the ratio θ = Σt/Σw is t_c/w_c, the mean of the chunk, and
-    var θ = 1/C Σ (t_c/w_c − θ)²/(h_c − 1). For equal weights this is the usual (C−1)/C Σ (θ₍c₎ − mean)². That form is
-    wrong where the last batch is small: weights 1000 and 1 make it five hundred times too large.
+    The jackknife over chunks of unequal weight, of the rise: the same chunk is left out at both places.
 
     Args:
         readings: at the points.
@@ -102,14 +101,10 @@ def stderrs(readings: Sequence[Reading], *, center: Reading) -> Float[np.ndarray
     References:
         Busing, Meijer & van der Leeden, "Delete-m jackknife for unequal m" (1999).
     """
-    counted = center.weights > 0
-    weights = center.weights[counted]
-    if weights.size < 2:
-        return np.full(len(readings), np.nan)
-    factors = weights / (weights.sum() - weights) / weights.size
-    with np.errstate(all="ignore"):  # NaN and infinity are readings
-        rises = np.stack([(reading.deviations - center.deviations)[counted] for reading in readings])
-        return np.asarray(np.sqrt(np.square(rises) @ factors))
+    with np.errstate(invalid="ignore"):  # infinity − infinity is a reading, NaN
+        left_out = np.stack([reading.left_out - center.left_out for reading in readings], axis=1)
+        whole = np.array([reading.loss - center.loss for reading in readings])
+    return jackknife_stderr(left_out, whole=whole, weights=center.weights)
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from theodolite.landscapes.directions import to_numpy
 from theodolite.landscapes.readings import Reading
 from theodolite.problem import Problem
+from theodolite.problem.arrays import to_numpy
 from theodolite.records import Cost
 
 
@@ -24,7 +24,7 @@ def cost(readings: Sequence[Reading], *, started: float) -> Cost:
 
 def context(problem: Problem, *, name: str, center: Reading) -> dict[str, Any]:
     """What was surveyed, and what its errors and directions rest on."""
-    found = problem.context() | {"chunks": len(center.totals)}
+    found = problem.context() | {"chunks": int((center.weights > 0).sum())}
     if name == "filter":
         found["one_dimensional"] = "zero"
     return found

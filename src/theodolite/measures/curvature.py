@@ -13,12 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from theodolite.errors import NotConvergedWarning, OperatorError
+from theodolite.errors import NotConvergedWarning, OperatorError, ProblemError
 from theodolite.linalg import Eigenpairs, hutchinson, hutchpp, lanczos, slq
-from theodolite.measures.jackknife import jackknife_stderr
 from theodolite.operators import GGN, GradientCovariance, Hessian, ProblemOperator
 from theodolite.problem import Problem
+from theodolite.problem.arrays import to_numpy
 from theodolite.records import Density, Spectrum, Trace
+from theodolite.records.jackknife import jackknife_stderr
 
 OperatorName = Literal["hessian", "ggn", "covariance"]
 OPERATORS: dict[str, Callable[[Problem], ProblemOperator]] = {
@@ -27,6 +28,7 @@ OPERATORS: dict[str, Callable[[Problem], ProblemOperator]] = {
     "covariance": GradientCovariance,
 }
 KEEP_VECTORS = 256 * 2**20
+SMALL = 1e-3  # eigenvalues below this share of the largest are judged against it
 
 
 def spectrum(
@@ -52,7 +54,7 @@ def spectrum(
         problem: what to survey.
         k: number of pairs at each end that is asked for.
         which: ``"largest"``, ``"smallest"``, or ``"both"`` ends (2k pairs, descending).
-        tol: relative residual ‖Hv − λv‖ / max(|λ|, 1e-3·|λ|max) to reach.
+        tol: relative residual ‖Hv − λv‖ / max(|λ|, 1e-3·radius) to reach, with the radius of the spectrum.
         operator: ``"hessian"``, ``"ggn"`` or ``"covariance"`` (of gradients, the empirical Fisher).
         seed: of the start vector.
         start: vector or block of vectors to start from, e.g. eigenvectors at an earlier checkpoint.
@@ -65,7 +67,8 @@ def spectrum(
         A record. Pairs that did not converge are marked, and a NotConvergedWarning is issued.
 
     Raises:
-        OperatorError: k is larger than the number of parameters allows, or the operator is unknown.
+        OperatorError: k is larger than the number of parameters allows.
+        ProblemError: the operator is unknown.
         DerivativeError: second derivatives are missing or wrong.
         NonFiniteError: loss or product is not finite.
 
@@ -120,7 +123,8 @@ def spectrum(
         residuals=residuals,
         converged=converged,
         data_stderr=data_stderr,
-        eigenvectors=vectors.cpu().numpy() if kept else None,
+        radius=_radius(found, values),
+        eigenvectors=to_numpy(vectors) if kept else None,
         tol=tol,
         which=which,
         operator=operator,
@@ -199,14 +203,15 @@ def trace(
 
     Args:
         problem: what to survey.
-        probes: products to spend.
+        probes: products to spend; Hutch++ takes about a third of them as random samples, which its record counts.
         method: ``"hutchinson"``, or ``"hutch++"``, which is more accurate where few eigenvalues dominate.
         operator: as for ``spectrum``.
         seed: of the probes.
         step: optimiser step, kept in the record.
 
     Raises:
-        OperatorError: the method is unknown, or there are too few probes.
+        ProblemError: the method is unknown.
+        OperatorError: there are too few probes.
         DerivativeError: second derivatives are missing or wrong.
         NonFiniteError: loss or product is not finite.
 
@@ -216,7 +221,7 @@ def trace(
     """
     started = time.perf_counter()
     if method not in ("hutchinson", "hutch++"):
-        raise OperatorError(f"Expected method 'hutchinson' or 'hutch++', found {method!r}.")
+        raise ProblemError(f"Expected method 'hutchinson' or 'hutch++', found {method!r}.")
     H = _operator(problem, operator)
     layers = problem.layout.layer_slices if method == "hutchinson" else {}
     if method == "hutchinson":
@@ -234,7 +239,8 @@ def trace(
         layers=tuple(layers),
         layer_values=found.parts.numpy(),
         layer_stderrs=found.part_stderrs.numpy(),
-        probes=probes,
+        # Hutch++ spends the others on its sketch; where that spans the whole space nothing is left to sample.
+        probes=probes if method == "hutchinson" else 0 if found.stderr == 0 else len(found.samples),
         method=method,
         operator=operator,
         size=problem.n,
@@ -246,21 +252,28 @@ def verified(
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
     """Rayleigh quotients, true relative residuals and data errors of eigenvectors, from one more product with each."""
     V = found.vectors.T
-    HV, left_out = H.by_chunk(V.contiguous())
-    values = (V * HV).double().sum(0)
+    HV, left_out, weights = H.by_chunk(V.contiguous())
+    values = (V.double() * HV.double()).sum(0)
     gaps = (HV.double() - V.double() * values).norm(dim=0)
-    scale = torch.maximum(values.abs(), torch.full_like(values, 1e-3 * max(found.radius, float(values.abs().max()))))
+    scale = torch.maximum(values.abs(), torch.full_like(values, SMALL * _radius(found, to_numpy(values))))
     residuals = torch.where(gaps == 0, gaps, gaps / scale)
-    return values.cpu().numpy(), residuals.cpu().numpy(), jackknife_stderr(left_out.cpu().numpy())
+    errors = jackknife_stderr(to_numpy(left_out), whole=to_numpy(values), weights=to_numpy(weights))
+    return to_numpy(values), to_numpy(residuals), errors
+
+
+def _radius(found: Eigenpairs, values: Float[np.ndarray, " k"]) -> float:
+    """The largest |eigenvalue| that the run or its verification met."""
+    return max(found.radius, float(np.abs(values).max()))
 
 
 def context_of(problem: Problem, H: ProblemOperator | None = None) -> dict[str, Any]:
     """What a record says of its problem and operator."""
     context = problem.context()
     if H is not None:
-        context["engine"] = H.engine
+        context |= {"engine": H.engine, "chunks": H.chunks}
         if H.blocks != "not yet tried":
-            context["blocks"] = H.blocks
+            # The way alone: what the timed trial found differs from run to run.
+            context["blocks"] = H.blocks.partition(",")[0]
         certificate = getattr(H, "certificate", None)
         if certificate is not None:
             context["certificate"] = str(certificate)
@@ -269,5 +282,5 @@ def context_of(problem: Problem, H: ProblemOperator | None = None) -> dict[str, 
 
 def _operator(problem: Problem, name: str) -> ProblemOperator:
     if name not in OPERATORS:
-        raise OperatorError(f"Expected operator to be one of {', '.join(map(repr, OPERATORS))}, found {name!r}.")
+        raise ProblemError(f"Expected operator to be one of {', '.join(map(repr, OPERATORS))}, found {name!r}.")
     return OPERATORS[name](problem)

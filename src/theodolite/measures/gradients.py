@@ -10,9 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from theodolite.measures.jackknife import jackknife_stderr
 from theodolite.problem import Problem
 from theodolite.records import Cost, Gradients
+from theodolite.records.jackknife import jackknife_stderr
+
+OVER_THE_CAP = "no errors for the norms: the gradients of the chunks exceed the memory cap"
 
 
 def gradients(problem: Problem, *, step: int | None = None) -> Gradients:
@@ -34,49 +36,78 @@ def gradients(problem: Problem, *, step: int | None = None) -> Gradients:
         ('0', '2')
 
     References:
-        Efron, Stein, "The jackknife estimate of variance" (1981).
+        Busing, Meijer & van der Leeden, "Delete-m jackknife for unequal m" (1999).
     """
     started = time.perf_counter()
-    totals: list[float] = []
-    weights: list[float] = []
-    parts: list[Tensor] = []
-    summed, room = torch.zeros(problem.n, dtype=problem.dtype, device=problem.device), problem.memory
-    for _, total, weight, part in problem.chunk_gradients():
-        totals.append(float(total))
-        weights.append(weight)
-        summed += part
-        if part.nbytes * (len(parts) + 1) <= room:
-            parts.append(part)
-    denominator = problem.total_weight(torch.tensor(weights, dtype=torch.float64))
-    # Without a chunk, what is left keeps the denominator that its share of the weight has in the whole.
-    left = [denominator * (1.0 - weight / sum(weights)) or float("nan") for weight in weights]
-    held = len(parts) == len(totals)
+    totals, weights, summed, parts = _read(problem)
+    denominator = problem.total_weight(torch.from_numpy(weights))
+    left = _left(denominator, weights)
     slices = tuple(problem.layout.layer_slices.values())
-    left_out = [(summed - part) / rest for part, rest in zip(parts, left, strict=False)] if held else []
-    norms = np.array([_norm(gradient) for gradient in left_out])
-    layer_norms = np.array([_norms(gradient, slices) for gradient in left_out]).reshape(-1, len(slices))
-    losses = np.array([(sum(totals) - total) / rest for total, rest in zip(totals, left, strict=True)])
+    pieces = (slice(None), *slices)
     gradient = summed / denominator
+    norms = _norms(gradient, pieces)
+    errors = _norm_errors(summed, parts, left, norms, weights, pieces)
+    loss = totals.sum() / denominator
     return Gradients(
         step=step,
         cost=Cost(gradients=1.0, seconds=time.perf_counter() - started),
-        notes=() if held else ("no errors for the norms: the gradients of the chunks exceed the memory cap",),
-        context=problem.context(),
-        loss=sum(totals) / denominator,
-        loss_stderr=float(jackknife_stderr(losses)),
-        norm=_norm(gradient),
-        norm_stderr=float(jackknife_stderr(norms)),
+        notes=() if parts is not None else (OVER_THE_CAP,),
+        context=problem.context() | {"chunks": int((weights > 0).sum())},
+        loss=float(loss),
+        loss_stderr=float(jackknife_stderr((totals.sum() - totals) / left, whole=np.asarray(loss), weights=weights)),
+        norm=float(norms[0]),
+        norm_stderr=float(errors[0]),
         layers=tuple(problem.layout.layer_slices),
-        layer_norms=_norms(gradient, slices),
-        layer_norm_stderrs=jackknife_stderr(layer_norms),
+        layer_norms=norms[1:],
+        layer_norm_stderrs=errors[1:],
         parameter_norms=_norms(problem.layout.flatten(problem.point().leaves).detach(), slices),
         samples=problem.samples,
     )
 
 
-def _norm(flat: Float[Tensor, " n"]) -> float:
-    return float(flat.double().norm())
+def _read(
+    problem: Problem,
+) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"], Float[Tensor, " n"], list[Float[Tensor, " n"]] | None]:
+    """Totals and weights of the chunks, the summed gradient, and that of each chunk while all fit the memory."""
+    totals: list[float] = []
+    weights: list[float] = []
+    parts: list[Tensor] | None = []
+    room = problem.memory
+    # At least single precision: a sum of many chunks in half precision keeps three digits.
+    wide = torch.promote_types(problem.dtype, torch.float32)
+    summed = torch.zeros(problem.n, dtype=wide, device=problem.device)
+    for _, total, weight, part in problem.chunk_gradients():
+        totals.append(float(total))
+        weights.append(weight)
+        summed += part
+        if parts is not None:
+            parts.append(part)
+            # One more is taken for the gradient that leaves a chunk out.
+            if part.nbytes * len(parts) + summed.nbytes > room:
+                parts = None
+    return np.array(totals), np.array(weights), summed, parts
 
 
-def _norms(flat: Float[Tensor, " n"], slices: Sequence[slice]) -> Float[np.ndarray, " L"]:
-    return np.array([_norm(flat[where]) for where in slices])
+def _left(denominator: float, weights: Float[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
+    """What is left without each chunk keeps the denominator that its share of the weight has in the whole."""
+    rest = weights.sum() - weights
+    return np.where(rest > 0, denominator * rest / (weights.sum() or 1.0), np.nan)
+
+
+def _norm_errors(
+    summed: Float[Tensor, " n"],
+    parts: list[Float[Tensor, " n"]] | None,
+    left: Float[np.ndarray, " c"],
+    norms: Float[np.ndarray, " L"],
+    weights: Float[np.ndarray, " c"],
+    pieces: Sequence[slice],
+) -> Float[np.ndarray, " L"]:
+    if parts is None:
+        return np.full(len(pieces), np.nan)
+    left_out = (torch.sub(summed, part).div_(rest) for part, rest in zip(parts, left.tolist(), strict=True))
+    without = np.array([_norms(gradient, pieces) for gradient in left_out])
+    return jackknife_stderr(without, whole=norms, weights=weights)
+
+
+def _norms(flat: Float[Tensor, " n"], pieces: Sequence[slice]) -> Float[np.ndarray, " L"]:
+    return np.array([float(torch.linalg.vector_norm(flat[where], dtype=torch.float64)) for where in pieces])

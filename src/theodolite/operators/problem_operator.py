@@ -52,6 +52,7 @@ class ProblemOperator(LinearOperator):
         products: products with one vector so far.
         seconds: time spent so far.
         notes: fallbacks, in words.
+        chunks: pieces of the data that weigh something, 0 before the first product.
     """
 
     name = "operator"
@@ -67,6 +68,7 @@ class ProblemOperator(LinearOperator):
         self._route = {"retained": "loop", "fresh": "loop", "vmap": "vmap"}.get(problem.engine, "trial")
         self._kept: list[tuple[Graph, Chunk, dict[str, Tensor]]] = []
         self._complete = False
+        self.chunks = 0
         self._factor = 0.0
         self._version: tuple[object, ...] | None = None
         self._graph_bytes: float | None = None
@@ -113,8 +115,10 @@ class ProblemOperator(LinearOperator):
         """What the operator has cost so far."""
         return Cost(products=float(self.products), gradients=self.gradients, seconds=self.seconds)
 
-    def by_chunk(self, V: Float[Tensor, "n k"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, "c k"]]:
-        """A V, and each vector's quadratic form vᵀAv with every chunk left out in turn, for the jackknife.
+    def by_chunk(
+        self, V: Float[Tensor, "n k"]
+    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "c k"], Float[Tensor, " c"]]:
+        """A V, each vector's quadratic form vᵀAv with every chunk left out in turn, and the weights of the chunks.
 
         Cost: k products.
         """
@@ -130,9 +134,8 @@ class ProblemOperator(LinearOperator):
                 weights.append(graph.weight)
                 samples.append(chunk.samples)
         self._spent(rows, start)
-        return (total * self._factor).T, self._left_out(
-            torch.stack(forms), torch.tensor(weights, dtype=torch.float64), samples
-        )
+        of_chunks = torch.tensor(weights, dtype=torch.float64)
+        return (total * self._factor).T, self._left_out(torch.stack(forms), of_chunks, samples), of_chunks
 
     def _left_out(
         self, forms: Float[Tensor, "c k"], weights: Float[Tensor, " c"], samples: list[int]
@@ -144,7 +147,7 @@ class ProblemOperator(LinearOperator):
         per_weight = self.problem.total_weight(weights) / float(weights.sum())
         left = weights.sum() - weights
         scales = [
-            self._mean_scale(float(weight) * per_weight, sum(samples) - count)
+            self._mean_scale(float(weight) * per_weight, sum(samples) - count) if weight > 0 else float("nan")
             for weight, count in zip(left, samples, strict=True)
         ]
         return torch.tensor(scales, dtype=torch.float64, device=forms.device)[:, None] * (forms.sum(0) - forms)
@@ -216,6 +219,7 @@ class ProblemOperator(LinearOperator):
             samples += chunk.samples
             yield graph, chunk, self._apply(graph, chunk, rows, point, buffers)
         self._complete = len(self._kept) == len(weights)
+        self.chunks = sum(weight > 0 for weight in weights)
         self._factor = self._scale(torch.tensor(weights, dtype=torch.float64), samples)
 
     def _build(self, chunk: Chunk, point: Point, buffers: dict[str, Tensor]) -> Graph:

@@ -52,14 +52,15 @@ class Density(Record):
     def trace(self) -> Estimate:
         """tr(H) = n · first moment."""
         first = self.moment(1)
-        return Estimate(self.size * first.value, self.size * first.stderr)
+        return Estimate(self.size * first.value, self.size * first.stderr, first.degrees)
 
     @property
     def frobenius(self) -> Estimate:
         """Frobenius norm ‖H‖_F = √(n · second moment), its error to first order."""
         second = self.moment(2)
         norm = float(np.sqrt(self.size * second.value))
-        return Estimate(norm, self.size * second.stderr / (2 * norm) if norm > 0 else second.stderr)
+        stderr = self.size * second.stderr / (2 * norm) if norm > 0 else second.stderr
+        return Estimate(norm, stderr, second.degrees)
 
     def mass(self, lower: float, upper: float) -> Estimate:
         """Share of the eigenvalues with lower ≤ λ < upper.
@@ -85,11 +86,12 @@ class Density(Record):
         """
         negative, positive = ((self.weights * part**p).sum(axis=1) for part in self._parts())
         if not negative.any():
-            return Estimate(0.0, _mean(negative).stderr)
+            return _mean(negative)
         if not positive.any():
             return Estimate(float("inf"), float("nan"))
         ratio = float(negative.mean() / positive.mean())
-        return Estimate(ratio, _mean((negative - ratio * positive) / positive.mean()).stderr)
+        error = _mean((negative - ratio * positive) / positive.mean())
+        return Estimate(ratio, error.stderr, error.degrees)
 
     def Kh(self, n: float = 0.5) -> Estimate:
         """The criterion Khₙ of LLA, the mean over probes of Σ_{λ<0}(|λ|w)ⁿ / Σ_{λ>0}(λw)ⁿ.
@@ -166,7 +168,7 @@ class Density(Record):
 
 def _mean(values: Float[np.ndarray, " m"]) -> Estimate:
     """Mean over probes with its standard error."""
-    return Estimate(float(values.mean()), float(_stderr(values)))
+    return Estimate(float(values.mean()), float(_stderr(values)), len(values) - 1 if len(values) > 1 else None)
 
 
 def _stderr(values: Float[np.ndarray, "m ..."]) -> Float[np.ndarray, "..."]:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
+
+from scipy.special import ndtri, stdtrit
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A value and the standard error with which it is known; the error is NaN where it is not known.
+
+    Args:
+        value: the estimate.
+        stderr: its standard error.
+        degrees: degrees of freedom of the standard error, one less than the probes or the chunks of data that it was
+            estimated from; None where the error is known as if from infinitely many.
 
     Example:
         >>> print(Estimate(1.2345, 0.04))
@@ -18,9 +25,12 @@ class Estimate:
 
     value: float
     stderr: float
+    degrees: int | None = None
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Two-sided normal confidence interval.
+        """Two-sided confidence interval by Student's t, normal where ``degrees`` is None.
+
+        An error from two chunks has one degree of freedom: normal quantiles would cover 70 % where 95 % are asked.
 
         Args:
             level: its coverage, between 0 and 1.
@@ -30,10 +40,15 @@ class Estimate:
 
         Raises:
             ValueError: level is not between 0 and 1.
+
+        References:
+            Student, "The probable error of a mean" (1908).
         """
         if not 0 < level < 1:
             raise ValueError(f"interval(level) expects a coverage between 0 and 1, for example 0.95; found {level!r}.")
-        reach = NormalDist().inv_cdf((1 + level) / 2) * self.stderr
+        upper = (1 + level) / 2
+        quantile = ndtri(upper) if self.degrees is None else stdtrit(self.degrees, upper)
+        reach = float(quantile) * self.stderr
         return self.value - reach, self.value + reach
 
     def __str__(self) -> str:

@@ -20,7 +20,7 @@ class Gradients(Record):
 
     Args:
         loss: loss of the problem.
-        loss_stderr: its standard error (jackknife over chunks of the data), NaN with a single chunk.
+        loss_stderr: its standard error (jackknife over chunks of the data, by weight), NaN with a single chunk.
         norm: Euclidean norm of the gradient.
         norm_stderr: its standard error, from the same jackknife.
         layers: names of the layers.
@@ -50,12 +50,12 @@ class Gradients(Record):
     @property
     def loss_estimate(self) -> Estimate:
         """Loss with its standard error."""
-        return Estimate(self.loss, self.loss_stderr)
+        return Estimate(self.loss, self.loss_stderr, self.data_degrees)
 
     @property
     def norm_estimate(self) -> Estimate:
         """Gradient norm with its standard error."""
-        return Estimate(self.norm, self.norm_stderr)
+        return Estimate(self.norm, self.norm_stderr, self.data_degrees)
 
     @property
     def relative_norms(self) -> Float[np.ndarray, " L"]:

@@ -21,7 +21,7 @@ class Line(Record):
         alphas: positions.
         losses: loss at each; NaN and infinity are readings.
         stderrs: standard error of losses − loss at the centre, same samples at both (jackknife over chunks of the
-            data); NaN with one chunk.
+            data, by weight); NaN with one chunk.
         direction: d, flattened; None if it was dropped.
         direction_norm: ‖d‖.
         name: how d was drawn: ``"filter"``, ``"gaussian"``, ``"given"``.
@@ -61,7 +61,7 @@ class Line(Record):
         The error is an upper bound: the errors of the two neighbours are added, as they share their samples. NaN
         without a neighbour on each side.
         """
-        return _curvature(self.alphas, self.losses, self.stderrs, self.direction_norm)
+        return _curvature(self.alphas, self.losses, self.stderrs, self.direction_norm, self.data_degrees)
 
     def masked(self, cap: float = float("inf")) -> Float[np.ndarray, " a"]:
         """Losses with NaN where they are not finite or above cap, for drawing."""
@@ -83,7 +83,7 @@ class Plane(Record):
         betas: positions along d₂.
         losses: loss at each point; NaN and infinity are readings.
         stderrs: standard error of losses − loss at the centre, same samples at both (jackknife over chunks of the
-            data); NaN with one chunk.
+            data, by weight); NaN with one chunk.
         directions: d₁ and d₂, flattened; None if they were dropped.
         direction_norms: ‖d₁‖ and ‖d₂‖.
         cosine: cosine between d₁ and d₂ as used, after normalisation.
@@ -141,8 +141,8 @@ class Plane(Record):
             return unknown, unknown
         first, second = self.direction_norms
         return (
-            _curvature(self.alphas, self.losses[:, column], self.stderrs[:, column], first),
-            _curvature(self.betas, self.losses[row, :], self.stderrs[row, :], second),
+            _curvature(self.alphas, self.losses[:, column], self.stderrs[:, column], first, self.data_degrees),
+            _curvature(self.betas, self.losses[row, :], self.stderrs[row, :], second, self.data_degrees),
         )
 
     def masked(self, cap: float = float("inf")) -> Float[np.ndarray, "a b"]:
@@ -183,7 +183,11 @@ def _missing(losses: Float[np.ndarray, "..."]) -> tuple[str, ...]:
 
 
 def _curvature(
-    positions: Float[np.ndarray, " a"], losses: Float[np.ndarray, " a"], stderrs: Float[np.ndarray, " a"], norm: float
+    positions: Float[np.ndarray, " a"],
+    losses: Float[np.ndarray, " a"],
+    stderrs: Float[np.ndarray, " a"],
+    norm: float,
+    degrees: int | None,
 ) -> Estimate:
     """Second difference between uneven neighbours of 0: 2Δ₋/(h₋(h₋+h₊)) + 2Δ₊/(h₊(h₋+h₊)), Δ the rise from the centre."""
     center = _zero(positions)
@@ -195,4 +199,4 @@ def _curvature(
     factors = 2 / (steps * steps.sum() * norm**2)
     with np.errstate(invalid="ignore"):  # infinity − infinity is a reading, NaN
         rises = losses[pair] - losses[center]
-        return Estimate(float(factors @ rises), float(factors @ stderrs[pair]))
+        return Estimate(float(factors @ rises), float(factors @ stderrs[pair]), degrees)

@@ -32,7 +32,7 @@ class Record(ABC):
         cost: what it took.
         seed: seed of its random numbers, None where it drew none.
         notes: what a reader must know to trust the numbers (fallbacks taken, parts that did not converge).
-        context: what was surveyed: model, mode, dtype, engine, samples, number of parameters.
+        context: what was surveyed: model, mode, dtype, engine, samples, chunks of data, number of parameters.
 
     Raises:
         TypeError: a field is not what its annotation says.
@@ -61,6 +61,14 @@ class Record(ABC):
 
     def __post_init__(self) -> None:
         conform(self)
+
+    @property
+    def data_degrees(self) -> int | None:
+        """Degrees of freedom of errors from the data: chunks less one; None where the context does not count chunks."""
+        match self.context.get("chunks"):
+            case int(chunks) if chunks > 1:
+                return chunks - 1
+        return None
 
     @abstractmethod
     def summary(self) -> tuple[str, ...]:

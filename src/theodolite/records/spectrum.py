@@ -19,10 +19,11 @@ class Spectrum(Record):
 
     Args:
         eigenvalues: in descending order.
-        residuals: ‖Hv − λv‖ / max(|λ|, 1e-3·|λ|max) of each returned pair, recomputed with one more product each.
+        residuals: ‖Hv − λv‖ / max(|λ|, 1e-3·radius) of each returned pair, recomputed with one more product each.
         converged: whether the residual is at most ``tol``.
         data_stderr: standard error of each eigenvalue as an estimate for the distribution that the data were drawn
-            from (infinitesimal jackknife over chunks of the data); NaN where the problem has a single chunk.
+            from: the delete-one-chunk jackknife, by weight, of vᵀHv with the eigenvector v held, as first-order
+            perturbation theory allows; NaN where the problem has a single chunk.
         eigenvectors: one a row, unit length, parameters flattened in the order of ``parameters``; None if dropped.
         tol: the relative residual that was asked for.
         which: ``"largest"``, ``"smallest"`` or ``"both"`` ends.
@@ -31,6 +32,8 @@ class Spectrum(Record):
         parameters: name and shape of each parameter.
         trace: trace of the operator, NaN if it was not estimated.
         trace_stderr: its standard error.
+        radius: largest |Ritz value| of the run, which is the scale of small eigenvalues' residuals; NaN where it is not
+            known, then the largest |λ| returned takes its place.
     """
 
     kind: ClassVar[str] = "spectrum"
@@ -47,6 +50,7 @@ class Spectrum(Record):
     parameters: tuple[tuple[str, tuple[int, ...]], ...] = ()
     trace: float = float("nan")
     trace_stderr: float = float("nan")
+    radius: float = float("nan")
 
     @property
     def max(self) -> float:
@@ -73,13 +77,14 @@ class Spectrum(Record):
 
     @property
     def error(self) -> Float[np.ndarray, " k"]:
-        """Bound of the algorithm's error: an eigenvalue lies within residual · max(|λ|, 1e-3·|λ|max) = ‖Hv − λv‖.
+        """Bound of the algorithm's error: an eigenvalue lies within residual · max(|λ|, 1e-3·radius) = ‖Hv − λv‖.
 
         References:
             Parlett, The Symmetric Eigenvalue Problem (1980), theorem 4.5.1.
         """
         size = np.abs(self.eigenvalues)
-        return np.asarray(self.residuals * np.maximum(size, 1e-3 * size.max(initial=0.0)))
+        radius = float(size.max(initial=0.0)) if np.isnan(self.radius) else self.radius
+        return np.asarray(self.residuals * np.maximum(size, 1e-3 * radius))
 
     @property
     def max_learning_rate(self) -> Estimate:
@@ -93,7 +98,7 @@ class Spectrum(Record):
         sharpness, stderr = self.max, float(self.data_stderr[self._end("largest")])
         if sharpness <= 0:
             return Estimate(float("inf"), float("nan"))
-        return Estimate(2 / sharpness, 2 * stderr / sharpness**2)
+        return Estimate(2 / sharpness, 2 * stderr / sharpness**2, self.data_degrees)
 
     @property
     def re(self) -> float:

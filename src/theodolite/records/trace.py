@@ -24,7 +24,8 @@ class Trace(Record):
         layers: names of the layers.
         layer_values: trace of each diagonal block, from the same probes.
         layer_stderrs: their standard errors.
-        probes: number of random probes.
+        probes: number of random probes that value and error are means over; for ``"hutch++"`` those of the remainder, 0
+            where its sketch left none.
         method: ``"hutchinson"`` or ``"hutch++"``.
         operator: ``"hessian"`` or ``"ggn"``.
         size: number of parameters n.
@@ -46,18 +47,18 @@ class Trace(Record):
     @property
     def estimate(self) -> Estimate:
         """The trace with its standard error over probes."""
-        return Estimate(self.value, self.stderr)
+        return Estimate(self.value, self.stderr, self._degrees)
 
     @property
     def mean_eigenvalue(self) -> Estimate:
         """tr(H) / n."""
-        return Estimate(self.value / self.size, self.stderr / self.size)
+        return Estimate(self.value / self.size, self.stderr / self.size, self._degrees)
 
     @property
     def by_layer(self) -> dict[str, Estimate]:
         """Trace of the diagonal block of each layer; the blocks add up to the whole."""
         pairs = zip(self.layer_values.tolist(), self.layer_stderrs.tolist(), strict=True)
-        return {layer: Estimate(*pair) for layer, pair in zip(self.layers, pairs, strict=True)}
+        return {layer: Estimate(*pair, self._degrees) for layer, pair in zip(self.layers, pairs, strict=True)}
 
     def summary(self) -> tuple[str, ...]:
         """Operator, the trace, how it was estimated."""
@@ -67,3 +68,7 @@ class Trace(Record):
             f"tr = {with_error(self.value, self.stderr, source='probes')}",
             method,
         )
+
+    @property
+    def _degrees(self) -> int | None:
+        return self.probes - 1 if self.probes > 1 else None
