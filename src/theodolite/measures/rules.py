@@ -8,36 +8,44 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 from theodolite.problem import Problem
+
+# Exactly these: a subclass such as LARS takes other steps than the class that it extends.
+KNOWN = (SGD, Adam, AdamW, RMSprop, Adagrad)
+
+Group = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """The linear stability condition λ_max(D^½ (H + W) D^½ + w) < 1 of an optimiser with its preconditioner held fixed.
+    """The linear stability condition λ_max(D^½ (H + W) D^½) < 1 of an optimiser with its preconditioner P held fixed.
+
+    D is learning rate over bound over P. Roots of the iteration leave the unit disc at −1 only: elsewhere on the circle
+    what each group adds to the characteristic form has an imaginary part of one sign. At −1 decoupled decay w enters as
+    I − lr·w/2 does, which is what W = w·bound·P/2 adds. So the condition is exact for groups with different rates,
+    momenta and decays, and its left side is linear in the learning rates.
 
     Args:
-        reach: diagonal of D: learning rate over bound over preconditioner, 0 for parameters that are not optimised.
+        reach: diagonal of D, 0 for parameters that are not optimised.
         precondition: diagonal of P^-½, 1 without a preconditioner, 0 for parameters that are not optimised.
-        coupled_decay: diagonal of W, weight decay that goes through the preconditioner.
-        decoupled_decay: w, half the learning rate times the decoupled weight decay, largest over groups.
+        decay: diagonal of W: coupled decay as it is, decoupled decay times bound·P/2.
         bound: what learning rate times preconditioned sharpness must stay below, of the first group.
         learning_rate: of the first group.
-        momentum: β or β₁ of the first group.
         uniform: whether all groups share learning rate and bound, so that one threshold exists.
         words: the condition, for the reader.
+        unstepped: parameters left out because they have no state while others have.
     """
 
     reach: Float[Tensor, " n"]
     precondition: Float[Tensor, " n"]
-    coupled_decay: Float[Tensor, " n"]
-    decoupled_decay: float
+    decay: Float[Tensor, " n"]
     bound: float
     learning_rate: float
-    momentum: float
     uniform: bool
     words: str
+    unstepped: int = 0
 
     @property
     def threshold(self) -> float:
@@ -46,64 +54,89 @@ class Rule:
             return 1.0
         return self.bound / self.learning_rate if self.learning_rate > 0 else float("inf")
 
+    @property
+    def shift(self) -> float | None:
+        """The decay, where preconditioned sharpness is λ_max(H) plus it; None where it is an eigenvalue of its own."""
+        decay = float(self.decay[0])
+        plain = self.uniform and bool((self.precondition == 1).all()) and bool((self.decay == decay).all())
+        return decay if plain else None
 
-def rule_of(optimizer: Optimizer, problem: Problem) -> Rule | None:
-    """The stability condition of ``optimizer`` at its current state, None if it is not known.
 
-    Known are SGD (momentum, dampening, Nesterov), Adam, AdamW (with AMSGrad), RMSprop and Adagrad. The Adam family has no
-    condition before its first step, when there is no preconditioner yet.
+def rule_of(optimizer: Optimizer, problem: Problem) -> Rule | str:
+    """The stability condition of ``optimizer`` at its current state, or why it is not known, in words.
+
+    Known are SGD (momentum, dampening, Nesterov), Adam, AdamW (with AMSGrad), RMSprop and Adagrad, not their subclasses.
+    Those with a preconditioner have no condition before their first step; parameters that have not been stepped when
+    others have, such as those of a head that is not used, are left out of it.
 
     References:
         Cohen et al., "Gradient descent on neural networks typically occurs at the edge of stability" (2021).
         Cohen et al., "Adaptive gradient methods at the edge of stability" (2022).
     """
-    owners = {id(parameter): name for name, parameter in problem.model.named_parameters()}
-    selected = problem.layout.slices
-    n = problem.n
-    reach, precondition, decay = (torch.zeros(n, dtype=problem.dtype, device=problem.device) for _ in range(3))
-    groups = []
-    for group in optimizer.param_groups:
-        bound = _bound(optimizer, group)
-        if bound is None or group.get("maximize", False):
-            return None
-        rate = float(group["lr"])
-        for parameter in group["params"]:
-            where = selected.get(owners.get(id(parameter), ""))
-            if where is None:
+    name = type(optimizer).__name__
+    if type(optimizer) not in KNOWN:
+        return f"the update rule of {name} is not known"
+    held = _held(optimizer, problem)
+    if not held:
+        return f"{name} holds none of the problem's parameters"
+    bounds = [_bound(optimizer, group) for group, _ in held]
+    if not all(bounds) or any(group.get("maximize", False) for group, _ in held):
+        return f"{name} has no bound with maximize=True or dampening of 1 and more"
+    reach, P, decay = (torch.zeros(problem.n, dtype=problem.dtype, device=problem.device) for _ in range(3))
+    moved, rates = torch.zeros(problem.n, dtype=torch.bool, device=problem.device), [float(g["lr"]) for g, _ in held]
+    for (group, members), bound, rate in zip(held, bounds, rates, strict=True):
+        for parameter, where in members:
+            own = _preconditioner(optimizer, group, optimizer.state.get(parameter, {}), parameter)
+            if own is None:
                 continue
-            P = _preconditioner(optimizer, group, optimizer.state.get(parameter, {}), parameter)
-            if P is None:
-                return None
-            inverse = 1.0 / P.reshape(-1).to(precondition)
-            reach[where] = rate / bound * inverse
-            precondition[where] = inverse.sqrt()
-            decay[where] = 0.0 if _decoupled(optimizer, group) else float(group.get("weight_decay", 0.0))
-        groups.append((rate, bound, float(group.get("weight_decay", 0.0)) if _decoupled(optimizer, group) else 0.0))
-    if not bool((precondition > 0).any()):
-        return None
-    rate, bound, _ = groups[0]
+            moved[where] = True
+            P[where] = own.reshape(-1).to(P)
+            reach[where] = rate / bound
+            weight = float(group.get("weight_decay", 0.0))
+            decay[where] = weight * bound / 2 * P[where] if _decoupled(optimizer, group) else weight
+    unusable = int((moved & ~(P > 0)).sum())
+    if not bool(moved.any()):
+        return f"{name} has no preconditioner before its first step"
+    if unusable:
+        eps = held[0][0].get("eps", 0.0)
+        return f"the preconditioner of {name} is zero or not a number for {unusable} of {problem.n} parameters (eps={eps:g})"
+    inverse = torch.where(moved, 1.0 / torch.where(moved, P, 1.0), 0.0)
     return Rule(
-        reach=reach,
-        precondition=precondition,
-        coupled_decay=decay,
-        # It shrinks θ outside the momentum: the root reaches −1 at lr·λ/bound + lr·w/2 = 1.
-        decoupled_decay=max(rate * w / 2 for rate, _, w in groups),
-        bound=bound,
-        learning_rate=rate,
-        momentum=momentum_of(optimizer),
-        uniform=len({(rate, bound) for rate, bound, _ in groups}) == 1,
-        words=_words(optimizer, optimizer.param_groups[0]),
+        reach=reach * inverse,
+        precondition=inverse.sqrt(),
+        decay=decay,
+        bound=bounds[0],
+        learning_rate=rates[0],
+        uniform=len(set(zip(rates, bounds, strict=True))) == 1,
+        words=_words(optimizer, held[0][0]),
+        unstepped=sum(p.numel() for _, members in held for p, where in members if not bool(moved[where].any())),
     )
 
 
-def momentum_of(optimizer: Optimizer) -> float:
-    """β, or β₁ of the Adam family, of the first group; 0 without."""
-    group = optimizer.param_groups[0]
+def leading_group(optimizer: Optimizer, problem: Problem) -> Group:
+    """The first group that holds parameters of the problem; the first of all where none does."""
+    held = _held(optimizer, problem)
+    return held[0][0] if held else optimizer.param_groups[0]
+
+
+def momentum_of(group: Group) -> float:
+    """β, or β₁ of the Adam family; 0 without."""
     return float(group["betas"][0]) if "betas" in group else float(group.get("momentum", 0.0))
 
 
-def _bound(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
-    """What lr·λ must stay below: the two roots of the recursion of (θ, momentum) on λθ²/2 lie in the unit disc."""
+def _held(optimizer: Optimizer, problem: Problem) -> list[tuple[Group, list[tuple[Tensor, slice]]]]:
+    """Groups with those of their parameters that belong to the problem, and where; groups without any are left out."""
+    slices = problem.layout.slices
+    places = {id(p): slices[name] for name, p in problem.model.named_parameters() if name in slices}
+    found = [
+        (group, [(parameter, places[id(parameter)]) for parameter in group["params"] if id(parameter) in places])
+        for group in optimizer.param_groups
+    ]
+    return [(group, members) for group, members in found if members]
+
+
+def _bound(optimizer: Optimizer, group: Group) -> float:
+    """What lr·λ must stay below: the roots of the recursion of (θ, momentum) on λθ²/2 lie in the unit disc; 0 without."""
     if isinstance(optimizer, Adam):  # AdamW is one
         beta = float(group["betas"][0])
         return 2 * (1 + beta) / (1 - beta)
@@ -112,13 +145,11 @@ def _bound(optimizer: Optimizer, group: dict[str, Any]) -> float | None:
         if group.get("nesterov", False):
             return 2 * (1 + beta) / (1 + 2 * beta)
         dampening = float(group.get("dampening", 0.0)) if beta else 0.0
-        return 2 * (1 + beta) / (1 - dampening) if dampening < 1 else None
-    return 2.0 if isinstance(optimizer, Adagrad) else None
+        return 2 * (1 + beta) / (1 - dampening) if dampening < 1 else 0.0
+    return 2.0  # Adagrad
 
 
-def _preconditioner(
-    optimizer: Optimizer, group: dict[str, Any], state: dict[str, Any], parameter: Tensor
-) -> Tensor | None:
+def _preconditioner(optimizer: Optimizer, group: Group, state: dict[str, Any], parameter: Tensor) -> Tensor | None:
     """Diagonal P of the update lr·P⁻¹·m at the next step, None where the state does not exist yet."""
     if isinstance(optimizer, SGD):
         return torch.ones_like(parameter)
@@ -137,11 +168,11 @@ def _preconditioner(
     return None
 
 
-def _decoupled(optimizer: Optimizer, group: dict[str, Any]) -> bool:
-    return bool(group.get("decoupled_weight_decay", False)) or type(optimizer).__name__ == "AdamW"
+def _decoupled(optimizer: Optimizer, group: Group) -> bool:
+    return isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay", False))
 
 
-def _words(optimizer: Optimizer, group: dict[str, Any]) -> str:
+def _words(optimizer: Optimizer, group: Group) -> str:
     if isinstance(optimizer, Adam):
         return "λmax(P^-½HP^-½) < 2(1+β₁)/((1−β₁)·lr), P = √v̂ + ε"
     if isinstance(optimizer, SGD):

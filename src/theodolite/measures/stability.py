@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from theodolite.errors import NonFiniteError
-from theodolite.linalg import Congruence, Diagonal, Eigenpairs, LinearOperator, lanczos
+from theodolite.linalg import Congruence, Diagonal, LinearOperator, lanczos
 from theodolite.measures.curvature import context_of, verified
 from theodolite.measures.gradients import gradients
-from theodolite.measures.rules import Rule, momentum_of, rule_of
+from theodolite.measures.rules import Rule, leading_group, momentum_of, rule_of
 from theodolite.operators import Hessian
 from theodolite.problem import Problem
 from theodolite.records import Cost, Gradients, Stability
@@ -34,8 +34,8 @@ def stability(
 
     The preconditioner is held at its current value, as at the edge of stability, where it changes slowly.
 
-    Cost: one gradient, and 10 to 30 products for the sharpness; for an optimiser with a preconditioner or several
-    learning rates as many again.
+    Cost: one gradient, and 10 to 30 products for the sharpness; for an optimiser with a preconditioner, several learning
+    rates or several weight decays as many again.
 
     Args:
         problem: what to survey; ``mode="train"`` measures what training sees of a BatchNorm network.
@@ -73,23 +73,24 @@ def stability_and_vectors(
     started = time.perf_counter()
     here = gradients(problem)
     if not math.isfinite(here.loss):
-        return _unreadable(here, optimizer, tol=tol, seed=seed, step=step, reason="the loss is not finite"), None
+        reason = "the loss is not finite"
+        return _unreadable(here, problem, optimizer, tol=tol, seed=seed, step=step, reason=reason), None
     H = Hessian(problem)
     try:
         found = lanczos(H, k=1, tol=tol, seed=seed, start=start, max_products=max_products, memory=problem.memory)
         values, residuals, errors = verified(H, found)
         sharpness = float(values[0])
-        rule = rule_of(optimizer, problem)
-        judged = _judge(H, rule, found, sharpness, tol=tol, seed=seed, max_products=max_products)
     except NonFiniteError as error:
-        return _unreadable(here, optimizer, tol=tol, seed=seed, step=step, reason=str(error)), None
-    preconditioned, ratio, worst = judged
-    residual = max(float(residuals[0]), worst)
+        return _unreadable(here, problem, optimizer, tol=tol, seed=seed, step=step, reason=str(error)), None
+    rule, preconditioned, worst = _judge(
+        H, rule_of(optimizer, problem), sharpness, tol=tol, seed=seed, max_products=max_products
+    )
+    residual, group = max(float(residuals[0]), worst), leading_group(optimizer, problem)
     return Stability(
         step=step,
         cost=replace(H.cost + here.cost, seconds=time.perf_counter() - started),
         seed=seed,
-        notes=(*H.notes, *_notes(rule, optimizer)),
+        notes=(*H.notes, *_notes(rule)),
         context=context_of(problem, H),
         loss=here.loss,
         loss_stderr=here.loss_stderr,
@@ -100,40 +101,39 @@ def stability_and_vectors(
         converged=bool(residual <= tol and found.settled),
         tol=tol,
         preconditioned_sharpness=preconditioned,
-        threshold=rule.threshold if rule is not None else float("nan"),
-        ratio=ratio,
-        learning_rate=float(optimizer.param_groups[0]["lr"]),
-        momentum=momentum_of(optimizer),
+        threshold=rule.threshold if isinstance(rule, Rule) else float("nan"),
+        ratio=preconditioned / rule.threshold if isinstance(rule, Rule) else float("nan"),
+        bound=rule.bound if isinstance(rule, Rule) and rule.uniform else float("nan"),
+        learning_rate=float(group["lr"]),
+        momentum=momentum_of(group),
         optimizer=type(optimizer).__name__,
-        rule=rule.words if rule is not None else "unknown",
+        rule=rule.words if isinstance(rule, Rule) else "unknown",
     ), found.vectors
 
 
 def _judge(
-    H: Hessian, rule: Rule | None, found: Eigenpairs, sharpness: float, *, tol: float, seed: int, max_products: int
-) -> tuple[float, float, float]:
-    """Preconditioned sharpness, stability ratio, and the worst residual of what they took."""
-    if rule is None:
-        return float("nan"), float("nan"), 0.0
-    plain = bool((rule.precondition == 1).all()) and rule.uniform
-    if plain and not bool(rule.coupled_decay.any()):
-        return sharpness, sharpness * rule.learning_rate / rule.bound + rule.decoupled_decay, 0.0
-    decayed: LinearOperator = H + Diagonal(rule.coupled_decay) if bool(rule.coupled_decay.any()) else H
-    scale = rule.precondition if rule.uniform else rule.reach.sqrt()
-    # The eigenvectors of H say nothing of those of P^-½HP^-½ when P spans orders of magnitude.
-    start = found.vectors if plain else None
-    top = lanczos(Congruence(decayed, scale), k=1, tol=tol, seed=seed, start=start, max_products=max_products)
-    value, residual = float(top.values[0]), float(top.residuals[0]) if top.settled else float("inf")
-    if rule.uniform:
-        return value, value * rule.learning_rate / rule.bound + rule.decoupled_decay, residual
+    H: Hessian, rule: Rule | str, sharpness: float, *, tol: float, seed: int, max_products: int
+) -> tuple[Rule | str, float, float]:
+    """The rule, the preconditioned sharpness and the residual of what it took; what fails here leaves the sharpness."""
+    if isinstance(rule, str):
+        return rule, float("nan"), 0.0
+    if rule.shift is not None:
+        return rule, sharpness + rule.shift, 0.0
+    decayed: LinearOperator = H + Diagonal(rule.decay) if bool(rule.decay.any()) else H
     # With several learning rates no one threshold exists: what is compared is the ratio itself, against 1.
-    return value, value + rule.decoupled_decay, residual
+    scale = rule.precondition if rule.uniform else rule.reach.sqrt()
+    try:
+        # From a random vector: the eigenvectors of H say nothing of those of P^-½HP^-½ when P spans orders of magnitude.
+        top = lanczos(Congruence(decayed, scale), k=1, tol=tol, seed=seed, max_products=max_products)
+    except NonFiniteError as error:
+        return f"the preconditioned product is not finite: {error}", float("nan"), 0.0
+    return rule, float(top.values[0]), float(top.residuals[0]) if top.settled else float("inf")
 
 
 def _unreadable(
-    here: Gradients, optimizer: Optimizer, *, tol: float, seed: int, step: int | None, reason: str
+    here: Gradients, problem: Problem, optimizer: Optimizer, *, tol: float, seed: int, step: int | None, reason: str
 ) -> Stability:
-    nan = float("nan")
+    nan, group = float("nan"), leading_group(optimizer, problem)
     return Stability(
         step=step,
         cost=here.cost + Cost(),
@@ -151,18 +151,21 @@ def _unreadable(
         preconditioned_sharpness=nan,
         threshold=nan,
         ratio=nan,
-        learning_rate=float(optimizer.param_groups[0]["lr"]),
-        momentum=momentum_of(optimizer),
+        learning_rate=float(group["lr"]),
+        momentum=momentum_of(group),
         optimizer=type(optimizer).__name__,
         rule="not judged",
     )
 
 
-def _notes(rule: Rule | None, optimizer: Optimizer) -> tuple[str, ...]:
-    if rule is None:
-        return (f"no stability bound: {type(optimizer).__name__} is not known, or has no state before its first step",)
-    return (
-        ()
-        if rule.uniform
-        else ("several learning rates: preconditioned_sharpness is the ratio itself, the threshold 1",)
-    )
+def _notes(rule: Rule | str) -> tuple[str, ...]:
+    if isinstance(rule, str):
+        return (f"no stability bound: {rule}",)
+    notes = []
+    if rule.unstepped:
+        notes.append(
+            f"left out of the bound: {rule.unstepped} parameters without optimiser state, which have never been stepped"
+        )
+    if not rule.uniform:
+        notes.append("several learning rates: preconditioned_sharpness is the ratio itself, the threshold 1")
+    return tuple(notes)

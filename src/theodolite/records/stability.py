@@ -16,7 +16,8 @@ class Stability(Record):
     """How close a step is to the edge of stability on the quadratic model of the loss.
 
     The bound is that of the optimiser's own recursion on a quadratic: 2/lr for gradient descent, 2(1+β)/lr for heavy
-    ball, 2(1+β₁)/((1−β₁)·lr) for the Adam family, where sharpness is that of P^-½HP^-½ with P the preconditioner in use.
+    ball, 2(1+β₁)/((1−β₁)·lr) for the Adam family, where sharpness is that of P^-½(H+W)P^-½ with P the preconditioner in
+    use and W the weight decay: w where it goes through the gradient, w·bound·P/2 where it is decoupled.
 
     Args:
         loss: loss of the problem.
@@ -27,12 +28,15 @@ class Stability(Record):
         residual: relative residual of that eigenpair.
         converged: whether the residual met its tolerance.
         tol: that tolerance.
-        preconditioned_sharpness: largest eigenvalue of the preconditioned Hessian; equals ``sharpness`` without a
-            preconditioner; NaN for an optimiser whose rule is not known.
-        threshold: what ``preconditioned_sharpness`` must stay below; NaN for an optimiser whose rule is not known.
-        ratio: stability ratio, > 1 is unstable. With one learning rate it is preconditioned_sharpness / threshold.
-        learning_rate: of the first parameter group.
-        momentum: β, or β₁ for the Adam family; 0 without.
+        preconditioned_sharpness: largest eigenvalue of P^-½(H+W)P^-½; equals ``sharpness`` without preconditioner and
+            decay; with several learning rates the ratio itself; NaN for an optimiser whose rule is not known.
+        threshold: what ``preconditioned_sharpness`` must stay below, bound / learning rate; 1 with several learning
+            rates; infinite at learning rate 0; NaN for an optimiser whose rule is not known.
+        ratio: stability ratio preconditioned_sharpness / threshold, > 1 is unstable; proportional to the learning rates.
+        bound: what learning rate times ``preconditioned_sharpness`` must stay below; NaN with several learning rates,
+            and where it is not known.
+        learning_rate: of the first parameter group that holds parameters of the problem.
+        momentum: of that group, β, or β₁ for the Adam family; 0 without.
         optimizer: class name.
         rule: the bound in words, with its formula.
     """
@@ -50,6 +54,7 @@ class Stability(Record):
     preconditioned_sharpness: float
     threshold: float
     ratio: float
+    bound: float = math.nan
     learning_rate: float
     momentum: float
     optimizer: str
@@ -67,14 +72,18 @@ class Stability(Record):
 
     @property
     def max_learning_rate(self) -> float:
-        """Learning rate at which the ratio would be 1, lr / ratio: all bounds above scale with 1/lr.
+        """Learning rate at which the ratio would be 1: lr / ratio, at learning rate 0 bound / preconditioned_sharpness.
 
-        For the Adam family at the preconditioner of this step. Infinite where no direction curves upwards, NaN where
-        the ratio is not known.
+        All bounds above scale with 1/lr, for the Adam family at the preconditioner of this step; with several learning
+        rates it is that of ``learning_rate`` when all scale together. Infinite where no direction curves upwards, NaN
+        where the ratio is not known, or the bound at learning rate 0.
         """
-        if self.ratio <= 0:
+        if self.ratio > 0 or math.isnan(self.ratio):
+            return self.learning_rate / self.ratio
+        if self.learning_rate > 0 or self.preconditioned_sharpness < 0:
             return math.inf
-        return self.learning_rate / self.ratio
+        # At learning rate 0 the ratio is 0 whatever the curvature.
+        return self.bound / self.preconditioned_sharpness if self.preconditioned_sharpness > 0 else math.nan
 
     def summary(self) -> tuple[str, ...]:
         """Optimiser, ratio to the edge, convergence."""
