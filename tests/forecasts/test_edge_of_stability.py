@@ -210,6 +210,80 @@ def test_headroom_is_not_promised_beyond_what_was_measured():
     assert "could rise" not in finding.advice
 
 
+def test_headroom_pairs_value_and_error():
+    evidence = only([reading(0, 0.2), reading(10, 0.5, sharpness_stderr=2.0), reading(20, 0.3)]).evidence
+    assert (evidence["largest_ratio"], evidence["largest_ratio_stderr"]) == (0.5, pytest.approx(0.1))
+    evidence = only([reading(0, 1.1, sharpness_stderr=2.0), reading(10, 1.5, sharpness_stderr=3.0)]).evidence
+    assert (evidence["ratio"], evidence["ratio_stderr"]) == (1.1, pytest.approx(0.1))
+    assert (evidence["largest_ratio"], evidence["largest_ratio_stderr"]) == (1.5, pytest.approx(0.15))
+
+
+def at_rest(step, sharpness, **changes):
+    """A reading at learning rate 0, as at the first step of a warm-up."""
+    values = {
+        "sharpness": sharpness,
+        "preconditioned_sharpness": sharpness,
+        "threshold": INF,
+        "learning_rate": 0.0,
+        "bound": 2.0,
+    }
+    return reading(step, 0.0, **(values | changes))  # fmt: skip
+
+
+def test_at_learning_rate_zero_the_sharpness_allows_a_rate():
+    finding = only([at_rest(0, 10.0)])
+    assert (
+        finding.advice == "The learning rate was 0 at step 0; the sharpness there would allow 0.2 (bound / sharpness)."
+    )
+    assert finding.evidence["learning_rate_allowed"] == pytest.approx(0.2)
+    assert "limits no learning rate" in only([at_rest(0, -1.0)]).advice
+    assert only([at_rest(0, 10.0, bound=NAN)]).advice == "The learning rate was 0 at step 0: nothing can cross there."
+
+
+def test_a_warm_up_from_zero_is_advised_by_bound_over_sharpness():
+    finding = only([at_rest(0, 16.0), reading(10, 1.25), *losses(1.0, 1.0, NAN)])
+    assert finding.evidence["learning_rate_allowed_first"] == pytest.approx(0.125)
+    assert (
+        "the rate rose from 0 to 0.1 since the first reading, which allowed 0.125, and the sharpness grew"
+        in finding.advice
+    )
+    assert "inf" not in finding.advice
+    unknown = only([at_rest(0, 10.0, bound=NAN), reading(10, 1.25), *losses(1.0, 1.0, NAN)])
+    assert "less than 0.08 (lr / ratio, at step 10)" in unknown.advice
+    assert "nan" not in unknown.advice
+    steepest = only([at_rest(0, 100.0), reading(10, 1.05), *losses(1.0, 1.0, NAN)])
+    assert "less than 0.02 (bound / sharpness, at step 0)" in steepest.advice
+
+
+def test_what_led_to_the_crossing_is_said_as_it_was():
+    def advice(first, crossing):
+        return only([first, crossing, *losses(1.0, 1.0, NAN)]).advice
+
+    sharpened = advice(reading(0, 0.5), reading(10, 1.25))
+    assert "decay the rate before that step: the first reading allowed 0.2, and the sharpness grew since" in sharpened
+    assert "rose" not in sharpened
+    faster = {"learning_rate": 0.4, "threshold": 5.0}
+    rate_alone = advice(reading(0, 0.5), reading(10, 1.25, **faster, sharpness=6.25, preconditioned_sharpness=6.25))
+    assert "the rate rose from 0.1 to 0.4 since the first reading, which allowed 0.2" in rate_alone
+    assert "sharpness grew" not in rate_alone
+    both = advice(reading(0, 0.5), reading(10, 10.0, **faster, sharpness=50.0, preconditioned_sharpness=50.0))
+    assert "the rate rose from 0.1 to 0.4 since the first reading, which allowed 0.2, and the sharpness grew" in both
+    momentum = advice(reading(0, 0.5, momentum=0.9, threshold=38.0, sharpness=19.0, preconditioned_sharpness=19.0),
+                      reading(10, 1.25, sharpness=19.0, preconditioned_sharpness=19.0, threshold=15.2))  # fmt: skip
+    assert "grew" not in momentum
+    assert "rose" not in momentum
+    assert "the first reading allowed 0.2, the bound fell since" in momentum
+
+
+@pytest.mark.parametrize(("chunks", "said"), [(2, True), (4, True), (5, False), (100, False), (None, False)])
+def test_errors_from_few_chunks_are_said_to_be(chunks, said):
+    context = {} if chunks is None else {"chunks": chunks}
+    words = f"The error of the data rests on only {chunks} chunks"
+    for ratio in (0.95, 1.05):
+        assert (words in only([reading(0, ratio, sharpness_stderr=2.0, context=context)]).message) is said
+        assert words not in only([reading(0, ratio, context=context)]).message
+
+
 def test_a_single_survey_has_no_steps():
     finding = only([reading(None, 1.3)])
     assert finding.title == "The sharpness is above the stability bound: ratio 1.3"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from theodolite.forecasts.finding import Finding, Severity
-from theodolite.forecasts.learning_rate import preconditioned, rate_advice, rates_allowed
+from theodolite.forecasts.learning_rate import preconditioned, rate_advice, rate_source, rates_allowed
 from theodolite.forecasts.loss_range import Excursion, excursion
 from theodolite.forecasts.order import at, by_step
 from theodolite.records import Record, Stability
@@ -16,6 +16,7 @@ _RULE = "edge of stability"
 _REFERENCE = "Cohen et al. 2021 (edge of stability); Gilmer et al. 2021 (curvature and training instability)"
 _HOVER = 0.2  # runs hover just above the bound (Cohen et al. 2021); a fifth leaves room for the error of the data
 _HOVER_READINGS = 3
+_FEW_CHUNKS = 5  # with fewer the error itself is uncertain by more than a third: 1/√(2(c − 1))
 
 
 def edge_of_stability(records: Sequence[Record]) -> Iterable[Finding]:
@@ -112,7 +113,15 @@ def _first_words(reading: Stability, before: Stability | None) -> str:
     low = reading.ratio_estimate.interval()[0]
     if low <= 1:
         words += " The error of the data reaches below 1: another sample may put it on the other side."
-    return words
+    return words + _few_chunks(reading)
+
+
+def _few_chunks(reading: Stability) -> str:
+    """What to think of an error that a handful of chunks gave."""
+    chunks = reading.context.get("chunks")
+    if math.isnan(reading.ratio_estimate.stderr) or not isinstance(chunks, int) or chunks >= _FEW_CHUNKS:
+        return ""
+    return f" The error of the data rests on only {plural(chunks, 'chunk')}: take it as an order of magnitude."
 
 
 def _doubt(later: list[Stability]) -> str:
@@ -156,7 +165,7 @@ def _departure_words(left: Excursion) -> str:
 def _evidence(
     reading: Stability, before: Stability | None, judged: list[Stability], left: Excursion | None
 ) -> dict[str, float | int | str]:
-    above = [one for one in judged if one.crossed]
+    above, peak = [one for one in judged if one.crossed], max(judged, key=lambda one: one.ratio)
     evidence: dict[str, float | int | str] = {
         "ratio": reading.ratio,
         "ratio_stderr": reading.ratio_estimate.stderr,
@@ -165,7 +174,8 @@ def _evidence(
         "residual": reading.residual,
         "readings_above": len(above),
         "readings_since": len(judged),
-        "largest_ratio": max(one.ratio for one in judged),
+        "largest_ratio": peak.ratio,
+        "largest_ratio_stderr": peak.ratio_estimate.stderr,
     }
     if before is not None:
         evidence["ratio_before"] = before.ratio
@@ -186,7 +196,7 @@ def _headroom(known: list[Stability], left: Excursion | None) -> Finding:
     peak = max(known, key=lambda reading: reading.ratio)
     evidence: dict[str, float | int | str] = {
         "largest_ratio": peak.ratio,
-        "ratio_stderr": peak.ratio_estimate.stderr,
+        "largest_ratio_stderr": peak.ratio_estimate.stderr,
         "headroom": 1 / peak.ratio if peak.ratio > 0 else math.inf,
         "readings": len(known),
         "learning_rate": peak.learning_rate,
@@ -217,6 +227,7 @@ def _below_words(known: list[Stability], peak: Stability, left: Excursion | None
         words += f" That reading did not converge (residual {peak.residual:.1g}): the sharpness may be higher."
     if peak.ratio_estimate.interval()[1] >= 1:
         words += " The error of the data reaches 1: on another sample it may be across."
+    words += _few_chunks(peak)
     if left is not None:
         words += f" {_departure_words(left)}."
     return words
@@ -228,10 +239,16 @@ def _headroom_advice(peak: Stability, left: Excursion | None) -> str:
             "These readings do not explain it. Measure more often around that step (a smaller every): the sharpness may have "
             "peaked in between; and look at the batch of that step, whose own curvature may be far larger."
         )
-    if math.isinf(peak.max_learning_rate):
+    allowed = peak.max_learning_rate
+    if math.isinf(allowed):
         return "No reading found upward curvature, so that this bound limits no learning rate there."
+    if peak.ratio == 0:
+        rest = f"The learning rate was 0 {at(peak.step)}"
+        if math.isnan(allowed):
+            return f"{rest}: nothing can cross there."
+        return f"{rest}; the sharpness there would allow {allowed:.3g} ({rate_source(peak)})."
     return (
-        f"The learning rate could rise from {peak.learning_rate:.3g} to {peak.max_learning_rate:.3g} (lr / ratio) before "
+        f"The learning rate could rise from {peak.learning_rate:.3g} to {allowed:.3g} ({rate_source(peak)}) before "
         "that reading would touch the bound; the sharpness between readings, and at another rate, is not known."
     )
 

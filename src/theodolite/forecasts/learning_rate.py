@@ -12,7 +12,8 @@ from theodolite.records import Stability
 def rates_allowed(until: Sequence[Stability], since: Sequence[Stability]) -> dict[str, float | int | str]:
     """Largest stable learning rate at the first reading, at the crossing and at the last reading.
 
-    All bounds scale with 1/lr, so that it is lr / ratio; for the Adam family at the preconditioner of that reading.
+    All bounds scale with 1/lr, so that it is lr / ratio, and bound / sharpness at learning rate 0; for the Adam family at
+    the preconditioner of that reading.
 
     Args:
         until: readings up to the crossing, it included.
@@ -34,7 +35,9 @@ def rate_advice(until: Sequence[Stability], since: Sequence[Stability], *, harml
         since: readings from the crossing on, none where the loss had left its range: their sharpness is of elsewhere.
         harmless: whether the loss kept to its range and the ratio near 1.
     """
-    crossing, lowest = until[-1], min((*until, *since), key=lambda reading: reading.max_learning_rate)
+    crossing = until[-1]
+    known = [reading for reading in (*until, *since) if not math.isnan(reading.max_learning_rate)]
+    lowest = min(known, key=lambda reading: reading.max_learning_rate)
     if harmless:
         return (
             "Nothing needs to change while the loss falls: full-batch gradient descent sharpens until it meets the bound "
@@ -55,22 +58,43 @@ def preconditioned(reading: Stability) -> bool:
 
 def _rate(reading: Stability) -> str:
     """A learning rate with the reading that it follows from."""
-    source = "lr / ratio" + (" at the preconditioner of that step" if preconditioned(reading) else "")
+    source = rate_source(reading) + (" at the preconditioner of that step" if preconditioned(reading) else "")
     return f"{reading.max_learning_rate:.3g} ({source}, {at(reading.step)})"
 
 
+def rate_source(reading: Stability) -> str:
+    """How the allowed rate of a reading follows from it."""
+    return "lr / ratio" if reading.ratio > 0 else "bound / sharpness"
+
+
 def _warm_up(until: Sequence[Stability]) -> str:
-    """Warm-up helps where the start is the sharpest part; later the sharpness grows towards whatever bound there is."""
-    if until[0].crossed:
+    """Warm-up helps where the start is the sharpest part; what led to a later crossing is read off the two readings."""
+    first, crossing = until[0], until[-1]
+    if first.crossed:
         return (
-            f"The first reading was across already: warm up from below {until[0].max_learning_rate:.3g}; sharpness falls "
+            f"The first reading was across already: warm up from below {first.max_learning_rate:.3g}; sharpness falls "
             "while the rate rises slowly (Gilmer et al. 2021)."
         )
-    return (
-        "Or decay the rate before that step: the first reading allowed "
-        f"{until[0].max_learning_rate:.3g}, and the sharpness grew since. A longer warm-up also leads to flatter regions "
-        "(Gilmer et al. 2021)."
-    )
+    flatter = "A longer warm-up also leads to flatter regions (Gilmer et al. 2021)."
+    if math.isnan(first.max_learning_rate):
+        return flatter
+    allowed = f"{first.max_learning_rate:.3g}"
+    if crossing.learning_rate > first.learning_rate:
+        rose = f"the rate rose from {first.learning_rate:.3g} to {crossing.learning_rate:.3g} since the first reading"
+        grew = ", and the sharpness grew" if _sharper(first, crossing) else ""
+        return f"Or let the rate rise less: {rose}, which allowed {allowed}{grew}. {flatter}"
+    if crossing.max_learning_rate >= first.max_learning_rate:
+        return flatter
+    cause = "and the sharpness grew since" if _sharper(first, crossing) else "the bound fell since"
+    return f"Or decay the rate before that step: the first reading allowed {allowed}, {cause}. {flatter}"
+
+
+def _sharper(first: Stability, crossing: Stability) -> bool:
+    """Whether what is held against the bound grew; with several learning rates, where that is the ratio, the sharpness."""
+    one_rate = first.learning_rate == 0 or first.threshold != 1
+    if preconditioned(first) and one_rate:
+        return crossing.preconditioned_sharpness > first.preconditioned_sharpness
+    return crossing.sharpness > first.sharpness
 
 
 def _clipping(crossing: Stability) -> str:
