@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from theodolite.errors import DataError, NonFiniteError, NotDeterministicError, OperatorError, ProblemError
+from theodolite.errors import (
+    DataError,
+    NonFiniteError,
+    NotDeterministicError,
+    OperatorError,
+    ParameterError,
+    ProblemError,
+)
 from theodolite.operators import GGN, GradientCovariance, Hessian
 from theodolite.problem import Problem
 
@@ -194,7 +201,7 @@ def test_a_mean_over_valid_tokens_as_a_plain_function(by: str) -> None:
         found = problem([(inputs, targets)], criterion=criterion)
     else:
         found = Problem.from_loss(linear(), lambda model, b: criterion(model(b[0]), b[1]), [(inputs, targets)])
-    with pytest.raises(ProblemError, match=r"mean of its two halves.*valid tokens.*pair \(total, count\)"):
+    with pytest.raises(ProblemError, match=r"mean of its parts.*valid tokens.*pair \(total, count\)"):
         found.loss()
 
 
@@ -317,3 +324,43 @@ def test_what_a_ggn_needs() -> None:
     assert found.loss() > 0
     with pytest.raises(OperatorError, match=r"a tensor or an output with .logits, found SimpleNamespace"):
         GGN(found) @ torch.ones(found.n)
+
+
+def test_one_misspelt_glob_of_several() -> None:
+    with pytest.raises(
+        ParameterError, match=r"Every pattern of params=\['w\*', 'lyr\*'\] must match .* none for 'lyr\*'"
+    ):
+        problem([batch()], params=["w*", "lyr*"])
+
+
+def test_a_loss_that_no_parameter_reaches() -> None:
+    other = nn.Linear(3, 2)
+    model = nn.Linear(3, 2)
+    elsewhere = Problem.from_loss(model, lambda _, b: F.cross_entropy(other(b[0]), b[1]), [batch()])
+    cut = Problem.from_loss(model, lambda m, b: F.cross_entropy(m(b[0]).detach(), b[1]), [batch()])
+    for found in (elsewhere, cut):
+        with pytest.raises(
+            ProblemError, match=r"depends on the 8 parameters surveyed, found one that none of them reaches"
+        ):
+            found.loss()
+
+
+def test_classes_in_the_last_dimension() -> None:
+    model = nn.Linear(3, 7)
+    tokens = [(torch.randn(4, 5, 3), torch.randint(7, (4, 5)))]
+    with pytest.raises(
+        DataError, match=r"logits of shape \(4, 5, 5\) for targets of shape \(4, 5\).*transpose\(1, 2\)"
+    ):
+        Problem(model, nn.CrossEntropyLoss(), tokens).loss()
+
+
+def test_slightly_unequal_counts_of_valid_tokens_are_seen() -> None:
+    model = nn.Linear(3, 7)
+    inputs, targets = torch.randn(32, 20, 3), torch.randint(1, 7, (32, 20))
+    targets[5, -1] = 0  # one token of 640 is padding
+
+    def mean_over_valid(outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(outputs.transpose(1, 2), wanted, ignore_index=0)
+
+    with pytest.raises(ProblemError, match=r"mean over samples, found .* as the mean of its parts"):
+        Problem(model, mean_over_valid, [(inputs, targets)]).loss()

@@ -60,7 +60,7 @@ def test_modes_that_change_are_followed_as_they_are() -> None:
 def test_totals_that_do_not_add_up_are_refused_in_every_mode(mode: str) -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 3)).double()
     problem = Problem(model, lambda o, t: F.cross_entropy(o, t, reduction="sum"), data(), mode=mode)
-    with pytest.raises(ProblemError, match=r"mean over samples, found .* as the mean of its two halves"):
+    with pytest.raises(ProblemError, match=r"mean over samples, found .* as the mean of its parts"):
         problem.loss()
 
 

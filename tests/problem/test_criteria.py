@@ -144,11 +144,21 @@ def test_the_curvature_is_the_hessian_of_the_total_in_the_outputs(case: Case) ->
     torch.testing.assert_close(loss.curvature(outputs, targets)(vector), expected, rtol=1e-10, atol=1e-12)
 
 
+class Scale(nn.Module):
+    """The identity, with a parameter to differentiate in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
 @all_cases
 def test_a_problem_of_unequal_batches_has_the_loss_of_all_data_at_once(case: Case) -> None:
     inputs, targets = case.outputs(), case.targets()
-    model = nn.Identity()
-    model.scale = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+    model = Scale()
     cuts = list(zip(inputs.split([5, 1, 3]), targets.split([5, 1, 3]), strict=True))
     problem = Problem(model, case.criterion, cuts)
     assert problem.loss() == pytest.approx(float(case.criterion(inputs, targets)), rel=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,21 +10,25 @@ from torch import nn
 
 from theodolite.errors import NotDeterministicError, ProblemError
 from theodolite.problem.criteria import Generic
-from theodolite.problem.data import cause_of_change, fingerprint, move
+from theodolite.problem.data import cause_of_change, fingerprint, move, split
 from theodolite.problem.objective import CriterionObjective, Evaluation
 
 if TYPE_CHECKING:
     from theodolite.problem.problem import Problem
 
+FEW = 16
+
 
 def check(problem: Problem) -> None:
-    """Evaluate the first batch twice, from two iterators where the data is not a list, and in halves.
+    """Evaluate the first batch twice, from two iterators where the data is not a list, and in eight parts; see that its
+    loss depends on the parameters.
 
     Cost: two forward passes of the first batch, four for a loss function whose weighting is not known.
 
     Raises:
         NotDeterministicError: data or loss differ between the two, with the likely cause.
-        ProblemError: the loss of the batch is not the weighted mean of its halves, so batches cannot be combined.
+        ProblemError: the loss of the batch is not the weighted mean of its parts, so batches cannot be combined, or does not
+            depend on the parameters.
     """
     batch = problem.batches.first()
     _same_data(problem, batch)
@@ -34,16 +39,33 @@ def check(problem: Problem) -> None:
         with torch.no_grad():
             return problem.objective.evaluate(model, placed)
 
-    def halves(model: nn.Module) -> tuple[Evaluation, Evaluation]:
+    def parts(model: nn.Module) -> list[Evaluation]:
         with torch.no_grad():
-            return problem.objective.halves(model, placed)
+            return problem.objective.parts(model, placed)
 
     first = problem.call(forward, point)
     _same_loss(first, problem.call(forward, point), problem)
+    _depends(problem, split(batch, FEW)[0])
     # Weights are a matter of the loss alone: without dropout and batch statistics, whatever the mode.
     plain = problem if problem.mode == "eval" else problem.replace(mode="eval")
     if _weighting_is_assumed(problem) and not plain.coupled and problem.objective.samples(placed) > 1:
-        _adds_up(plain.call(forward, point), plain.call(halves, point), problem)
+        _adds_up(plain.call(forward, point), plain.call(parts, point), problem)
+
+
+def _depends(problem: Problem, piece: object) -> None:
+    placed, point = move(piece, device=problem.device, dtype=problem.cast), problem.point()
+
+    def reaches(model: nn.Module) -> bool:
+        total, _ = problem.objective.evaluate(model, placed)
+        if not total.requires_grad:
+            return False
+        return any(part is not None for part in torch.autograd.grad(total, point.leaves, allow_unused=True))
+
+    if not problem.call(reaches, point):
+        raise ProblemError(
+            f"Expected a loss that depends on the {problem.n:,} parameters surveyed, found one that none of them reaches. Does the "
+            "loss function use the model that it is given, not another one, and without .detach() or .item() on the way?"
+        )
 
 
 def _same_data(problem: Problem, batch: object) -> None:
@@ -65,18 +87,18 @@ def _same_loss(first: Evaluation, second: Evaluation, problem: Problem) -> None:
     )
 
 
-def _adds_up(whole: Evaluation, parts: tuple[Evaluation, Evaluation], problem: Problem) -> None:
+def _adds_up(whole: Evaluation, parts: list[Evaluation], problem: Problem) -> None:
     total, weight = sum(float(t) for t, _ in parts), sum(w for _, w in parts)
-    if weight <= 0 or whole[1] <= 0 or total != total:
+    if weight <= 0 or whole[1] <= 0 or not math.isfinite(float(whole[0])):
         return
     mean, split_mean = float(whole[0]) / whole[1], total / weight
-    # Losses of transformers are computed in float32 whatever the model's type; wrong weights err by per cents.
-    tolerance = max(100 * _tolerance(problem), 1e-5)
+    # Losses of transformers are computed in float32 whatever the model's type, and sums there round to some 1e-6.
+    tolerance = max(_tolerance(problem), 2e-5)
     if abs(mean - split_mean) <= tolerance * max(abs(mean), abs(split_mean), 1e-12):
         return
     raise ProblemError(
         f"Expected a loss that is the mean over samples, found {mean:.6g} on the first batch but {split_mean:.6g} as the mean "
-        "of its two halves. It averages over something else (valid tokens, class weights), sums, or couples samples. Return a "
+        "of its parts. It averages over something else (valid tokens, class weights), sums, or couples samples. Return a "
         "pair (total, count) with the denominator that it uses, or pass the torch loss module itself."
     )
 

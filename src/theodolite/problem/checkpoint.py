@@ -54,8 +54,8 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
         loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CheckpointError(
-            f"{path} cannot be loaded as weights only ({str(error).splitlines()[0]}). Files that carry code are refused; save "
-            "model.state_dict() with torch.save, or use safetensors."
+            f"{path} cannot be loaded as weights only: it is damaged, or carries code, as a pickled model does. Such files are "
+            "refused; save model.state_dict() with torch.save, or use safetensors."
         ) from error
     for name in NESTED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(name), Mapping):

@@ -131,6 +131,7 @@ class CrossEntropy(OutputLoss):
 
     def shares(self, outputs: Any, targets: Tensor) -> Float[Tensor, " b"]:
         logits = tensor_of(outputs)
+        _classes_second(logits, targets)
         values = F.cross_entropy(
             logits,
             self._targets(logits, targets),
@@ -336,6 +337,18 @@ def _placed(tensor: Tensor, reference: Tensor) -> Tensor:
 
 def _per_sample(values: Tensor) -> Float[Tensor, " b"]:
     return values.reshape(values.shape[0], -1).sum(1)
+
+
+def _classes_second(logits: Tensor, targets: Tensor) -> None:
+    expected = (
+        targets.shape if targets.is_floating_point() else (*targets.shape[:1], *logits.shape[1:2], *targets.shape[1:])
+    )
+    if logits.shape != expected:
+        raise DataError(
+            f"Expected logits of shape {tuple(expected)} for targets of shape {tuple(targets.shape)}, with the classes second, as "
+            f"torch's cross-entropy takes them; found {tuple(logits.shape)}. A language model's (batch, position, vocabulary) is "
+            "turned by logits.transpose(1, 2) in the model's forward, or use Problem.from_loss."
+        )
 
 
 def _same_shape(outputs: Tensor, targets: Tensor) -> Tensor:

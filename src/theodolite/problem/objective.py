@@ -17,6 +17,9 @@ from theodolite.problem.data import samples_of, split
 
 Evaluation = tuple[Float[Tensor, ""], float]
 
+# Enough for unequal counts of valid tokens to show in a batch, few enough to cost no more than one pass.
+PARTS = 8
+
 
 class Objective(ABC):
     """The loss of a batch as total / weight."""
@@ -41,10 +44,9 @@ class Objective(ABC):
     def settings(self) -> tuple[object, ...]:
         """What may change in the criterion or loss function while a problem is in use."""
 
-    def halves(self, model: nn.Module, batch: Any) -> tuple[Evaluation, Evaluation]:
-        """Both halves of the batch evaluated apart, to see whether totals add up."""
-        first, second = split(batch, (self.samples(batch) + 1) // 2)
-        return self.evaluate(model, first), self.evaluate(model, second)
+    def parts(self, model: nn.Module, batch: Any) -> list[Evaluation]:
+        """The batch evaluated in eight parts, to see whether totals add up."""
+        return [self.evaluate(model, part) for part in split(batch, -(-self.samples(batch) // PARTS))]
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def select_parameters(model: nn.Module, selection: Selection) -> dict[str, nn.Pa
             A glob also matches a module's name, and then takes all parameters below it.
 
     Raises:
-        ParameterError: nothing matches, or what matches is frozen.
+        ParameterError: nothing matches, one of several globs matches nothing, or what matches is frozen.
     """
     named = dict(model.named_parameters())
     chosen = {name: parameter for name, parameter in named.items() if _matches(name, parameter, selection)}
@@ -97,9 +97,17 @@ def select_parameters(model: nn.Module, selection: Selection) -> dict[str, nn.Pa
         for name, parameter in chosen.items()
         if parameter.requires_grad and parameter.is_floating_point()
     }
-    if trainable:
-        return trainable
     asked = "any parameter" if selection is None else f"params={selection!r}"
+    idle = (
+        [] if isinstance(selection, str) or callable(selection) else [p for p in selection or () if not _hits(named, p)]
+    )
+    if trainable and not idle:
+        return trainable
+    if trainable:
+        raise ParameterError(
+            f"Every pattern of {asked} must match a parameter of {type(model).__name__}, found none for "
+            f"{', '.join(map(repr, idle))}. It has {len(named)} parameters: {_some(named)}."
+        )
     if chosen:
         raise ParameterError(
             f"Expected trainable parameters for {asked}, found {len(chosen)} that match but all are frozen or not "
@@ -108,6 +116,10 @@ def select_parameters(model: nn.Module, selection: Selection) -> dict[str, nn.Pa
     raise ParameterError(
         f"No parameter of {type(model).__name__} matches {asked}. It has {len(named)} parameters: {_some(named)}."
     )
+
+
+def _hits(named: Mapping[str, nn.Parameter], pattern: str) -> bool:
+    return any(_matches(name, parameter, pattern) for name, parameter in named.items())
 
 
 def _matches(name: str, parameter: nn.Parameter, selection: Selection) -> bool:
