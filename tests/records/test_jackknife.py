@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from records.published_jackknife import published
+from theodolite.records import Estimate
 from theodolite.records.jackknife import jackknife_stderr
 
 
@@ -40,16 +41,19 @@ def test_too_few_chunks_know_no_error_and_weightless_ones_do_not_count():
 
 
 @pytest.mark.parametrize("sizes", [(200, 1), (100, 100, 5), (50, 50, 2)])
-def test_the_variance_of_a_mean_is_unbiased_whatever_the_sizes(sizes):
+def test_variance_and_coverage_of_a_mean_are_right_whatever_the_sizes(sizes):
     repeats, rng, weights = 4000, np.random.default_rng(1), np.array(sizes, dtype=float)
     ends = np.cumsum(sizes)[:-1]
-    squares, naive = np.empty(repeats), np.empty(repeats)
+    squares, naive, covered = np.empty(repeats), np.empty(repeats), 0
     for index in range(repeats):
         samples = rng.standard_normal(sum(sizes))
         totals = np.array([part.sum() for part in np.split(samples, ends)])
         left_out = (totals.sum() - totals) / (weights.sum() - weights)
-        squares[index] = jackknife_stderr(left_out, whole=np.array(samples.mean()), weights=weights) ** 2
+        stderr = float(jackknife_stderr(left_out, whole=np.array(samples.mean()), weights=weights))
+        lower, upper = Estimate(float(samples.mean()), stderr, len(sizes) - 1).interval(0.9)
+        squares[index], covered = stderr**2, covered + (lower <= 0 <= upper)
         naive[index] = (len(sizes) - 1) * np.var(left_out)
     true = 1 / sum(sizes)
     assert abs(squares.mean() - true) < 4 * squares.std() / math.sqrt(repeats)
+    assert abs(covered / repeats - 0.9) < 4 * math.sqrt(0.09 / repeats)
     assert naive.mean() > 1.2 * true
