@@ -38,7 +38,9 @@ def test_residuals_are_those_of_the_returned_vectors(family: Family) -> None:
 
 
 def test_a_run_that_is_cut_off_says_so() -> None:
-    with pytest.warns(NotConvergedWarning, match="3 of 3 eigenpairs did not reach a residual of 1e-09 in 4 products"):
+    with pytest.warns(
+        NotConvergedWarning, match="3 of 3 eigenpairs did not reach a residual of 1e-09 after 4 products of Lanczos"
+    ):
         found = spectrum(BY_NAME["convnet"].problem(), k=3, tol=1e-9, max_products=4)
     assert not found.converged.any()
     assert "NOT" in repr(found).upper()
@@ -137,7 +139,7 @@ def test_a_loss_that_is_not_finite_has_no_spectrum() -> None:
     x = torch.randn(4, 3)
     x[2, 1] = float("nan")
     problem = Problem(torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss(), [(x, torch.zeros(4, dtype=torch.int64))])
-    with pytest.raises(NonFiniteError, match="Expected a finite loss at .*, found nan"):
+    with pytest.raises(NonFiniteError, match=r"Expected a finite loss at .*, found nan"):
         spectrum(problem, k=1)
 
 
@@ -147,3 +149,14 @@ def test_cost_counts_products_and_passes() -> None:
     assert found.cost.gradients == pytest.approx(1.0)
     assert found.cost.seconds > 0
     assert "certificate" in found.context
+
+
+def test_copies_of_repeated_eigenvalues_are_found() -> None:
+    """The Hessian of a linear layer's squared error is I ⊗ XᵀX: every eigenvalue comes once for each output."""
+    inputs, targets = torch.randn(200, 30, dtype=torch.float64), torch.randn(200, 3, dtype=torch.float64)
+    problem = Problem(torch.nn.Linear(30, 3, bias=False).double(), torch.nn.MSELoss(), [(inputs, targets)])
+    exact = torch.linalg.eigvalsh(2 / (200 * 3) * inputs.T @ inputs).flip(0).repeat_interleave(3).numpy()
+    found = spectrum(problem, k=5)
+    np.testing.assert_allclose(found.eigenvalues, exact[:5], rtol=1e-3)
+    assert "eigenvalues repeat" in found.notes[0]
+    assert spectrum(problem, k=5, complete=False).eigenvalues[1] < exact[1] * 0.99

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import NotConvergedWarning, OperatorError, ProblemError
-from theodolite.linalg import Eigenpairs, hutchinson, hutchpp, lanczos, slq
+from theodolite.linalg import Eigenpairs, TraceEstimate, hutchinson, hutchpp, lanczos, misses_eigenvalues, slq
 from theodolite.operators import GGN, GradientCovariance, Hessian, ProblemOperator
 from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
@@ -41,14 +42,15 @@ def spectrum(
     seed: int = 0,
     start: Float[Tensor, "*j n"] | None = None,
     max_products: int | None = None,
+    complete: bool = True,
     keep_vectors_below: int = KEEP_VECTORS,
     on_step: Callable[[int, float], None] | None = None,
     step: int | None = None,
 ) -> Spectrum:
     """Extreme eigenpairs by Lanczos, with residuals recomputed from the operator.
 
-    Cost: about 2k to 4k products for the pairs at ``tol=1e-3``, one more for each pair to recompute its residual and to
-    take its standard error over the chunks of the data.
+    Cost: about 2k to 4k products for the pairs at ``tol=1e-3``, 8 for the search for missed copies, one more for each pair
+    to recompute its residual and to take its standard error over the chunks of the data.
 
     Args:
         problem: what to survey.
@@ -59,6 +61,8 @@ def spectrum(
         seed: of the start vector.
         start: vector or block of vectors to start from, e.g. eigenvectors at an earlier checkpoint.
         max_products: stop after so many products, converged or not.
+        complete: search for copies of repeated eigenvalues that one start vector does not see, as in the Hessian of a squared
+            error in the last layer; 8 products more, and a second search where copies are found.
         keep_vectors_below: drop eigenvectors, with a note, when they take more bytes than this.
         on_step: called with the products so far and the worst residual.
         step: optimiser step, kept in the record.
@@ -87,23 +91,27 @@ def spectrum(
     if not 1 <= pairs <= problem.n:
         raise OperatorError(
             f"Expected between 1 and {problem.n} eigenpairs, the number of parameters, found {pairs} (k={k}, "
-            f"which={which!r}). Ask for fewer."
+            f"which={which!r}). Ask for {'fewer' if pairs > 1 else 'at least one'}."
         )
     H = _operator(problem, operator)
-    found = lanczos(
+    search = partial(
+        lanczos,
         H,
         k=pairs,
         which=which,
         tol=tol,
         seed=seed,
-        start=start,
         max_products=max_products,
         memory=problem.memory,
         on_step=on_step,
     )
+    found = search(start=start)
+    notes = []
+    if complete and found.settled and misses_eigenvalues(H, found, which=which, seed=seed):
+        found = search(verify=True)
+        notes.append("eigenvalues repeat: a second search found the copies that one vector does not see")
     values, residuals, data_stderr = verified(H, found)
     converged = (residuals <= tol) & found.converged.numpy()
-    notes = list(H.notes)
     if not found.settled:
         notes.append("the iteration was cut off: other eigenvalues may belong among these")
         converged[:] = False
@@ -117,7 +125,7 @@ def spectrum(
         step=step,
         cost=replace(H.cost, seconds=time.perf_counter() - started),
         seed=seed,
-        notes=tuple(notes),
+        notes=(*H.notes, *notes),
         context=context_of(problem, H),
         eigenvalues=values,
         residuals=residuals,
@@ -135,8 +143,8 @@ def spectrum(
     )
     if not converged.all():
         warnings.warn(
-            f"{int((~converged).sum())} of {pairs} eigenpairs did not reach a residual of {tol:g} in {found.products} products "
-            f"(worst {residuals.max():.1e}). Raise max_products, or tol if that is enough.",
+            f"{int((~converged).sum())} of {pairs} eigenpairs did not reach a residual of {tol:g} after {found.products} products "
+            f"of Lanczos (worst {residuals.max():.1e}). Raise max_products, or tol if that is enough.",
             NotConvergedWarning,
             stacklevel=2,
         )
@@ -239,8 +247,7 @@ def trace(
         layers=tuple(layers),
         layer_values=found.parts.numpy(),
         layer_stderrs=found.part_stderrs.numpy(),
-        # Hutch++ spends the others on its sketch; where that spans the whole space nothing is left to sample.
-        probes=probes if method == "hutchinson" else 0 if found.stderr == 0 else len(found.samples),
+        probes=_samples(found),
         method=method,
         operator=operator,
         size=problem.n,
@@ -264,6 +271,12 @@ def verified(
 def _radius(found: Eigenpairs, values: Float[np.ndarray, " k"]) -> float:
     """The largest |eigenvalue| that the run or its verification met."""
     return max(found.radius, float(np.abs(values).max()))
+
+
+def _samples(found: TraceEstimate) -> int:
+    """Random samples behind an estimate: Hutch++ spends other products on its sketch, all where that spans the space."""
+    exact = len(found.samples) == 1 and found.stderr == 0  # the error from a single sample is not known
+    return 0 if exact else len(found.samples)
 
 
 def context_of(problem: Problem, H: ProblemOperator | None = None) -> dict[str, Any]:
