@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from reports import runs_by_hand
 from reports.marks import labelled, marks
+from theodolite.forecasts import edge_of_stability
 from theodolite.records import Scalars, Stability
 from theodolite.reports.figures import Band, Line, Rule, Scatter, Ticks, loss_and_sharpness
 from theodolite.reports.plotly_backend import specification
@@ -38,9 +39,60 @@ def test_the_first_crossing_is_a_rule_in_both_panels(ratios):
     expected = [] if first is None else [float(first)]
     for panel in figure.panels:
         assert [rule.at for rule in marks(panel, Rule)] == expected
+    assert "left its range" not in figure.caption
     if first is not None:
         assert f"step {first}: above the bound" in [rule.label for rule in marks(figure, Rule)]
         assert f"above its bound at step {first}" in figure.caption
+
+
+@given(
+    st.lists(st.floats(0.01, 3.0) | st.just(NAN), min_size=1, max_size=12),
+    st.lists(st.floats(0.1, 9.0) | st.just(NAN), min_size=1, max_size=120),
+)
+def test_the_departure_is_drawn_where_the_finding_says_the_loss_left_its_range(ratios, losses):
+    records = [
+        *readings(ratios),
+        *(Scalars(step=step, values={"loss": loss}) for step, loss in enumerate(losses)),
+    ]
+    said = [finding.evidence.get("loss_left_step") for finding in edge_of_stability(records)]
+    figure = loss_and_sharpness(records)
+    for panel in figure.panels:
+        drawn = [rule.at for rule in marks(panel, Rule) if rule.color == "ink"]
+        assert drawn == [step for step in said if step is not None]
+    for step in (step for step in said if step is not None):
+        assert [rule.label for rule in marks(figure.panels[0], Rule)][-1] == f"step {step}: the loss left its range"
+        assert f"left its range at step {step} (" in figure.caption
+
+
+def test_the_steps_of_warning_are_a_band_from_the_crossing_to_the_departure():
+    records = [*readings([0.5, 1.2, 1.3, 1.1]), *(Scalars(step=s, values={"loss": 1.0 + (s >= 25)}) for s in range(31))]
+    records[-1] = Scalars(step=30, values={"loss": 5.0})
+    figure = loss_and_sharpness(records)
+    band = labelled(figure, Band, "20 steps from crossing to departure")
+    assert band.x.tolist() == [10.0, 30.0]
+    for panel in figure.panels:
+        assert [rule.at for rule in marks(panel, Rule)] == [10.0, 30.0]
+    assert "The training loss left its range at step 30 (5, beyond 2), 20 steps later." in figure.caption
+
+
+def test_a_departure_without_a_crossing_has_no_band():
+    records = [*readings([0.5, 0.6]), Scalars(step=0, values={"loss": 1.0}), Scalars(step=7, values={"loss": 9.0})]
+    figure = loss_and_sharpness(records)
+    assert [rule.at for rule in marks(figure.panels[0], Rule)] == [7.0]
+    assert not [band for band in marks(figure, Band) if band.color == "ink"]
+    assert "The training loss left its range at step 7 (9, beyond 2)." in figure.caption
+
+
+def test_a_reading_without_a_bound_yet_is_neutral_and_a_lost_one_is_not():
+    first, *others = readings([NAN, 0.5, NAN, 0.6])
+    first = first.replace(sharpness=4.0, threshold=NAN, rule="unknown")
+    figure = loss_and_sharpness([first, *others])
+    waiting, lost = (tick for tick in sorted(marks(figure.panels[1], Ticks), key=lambda tick: tick.color == "crossing"))
+    assert (waiting.x.tolist(), waiting.color, waiting.label) == ([0.0], "faint", "not judged yet")
+    assert (lost.x.tolist(), lost.label) == ([20.0], "not finite from here")
+    assert "no bound to judge by at step 0" in figure.caption
+    assert labelled(figure, Line, "stability bound: 2(1+β)/lr")
+    assert "no bound to hold it against" in labelled(figure, Scatter, "sharpness").hover[0]
 
 
 def test_the_order_of_the_records_does_not_matter():
@@ -88,10 +140,13 @@ def test_the_bound_follows_the_schedule():
 
 
 def test_an_optimiser_without_a_rule_shows_the_sharpness_alone():
-    records = [r.replace(threshold=NAN, ratio=NAN) for r in readings([0.5, 0.7])]
+    records = [r.replace(threshold=NAN, ratio=NAN, preconditioned_sharpness=NAN) for r in readings([0.5, 0.7])]
     figure = loss_and_sharpness(records)
     assert not [mark for mark in marks(figure, Line) if mark.dash]
     assert not marks(figure, Band)
+    assert not marks(figure, Ticks)
+    np.testing.assert_array_equal(labelled(figure, Scatter, "sharpness").y, [r.sharpness for r in records])
+    np.testing.assert_array_equal(labelled(figure, Scatter, "sharpness").error, [r.sharpness_stderr for r in records])
     assert "No stability bound is known" in figure.caption
 
 
