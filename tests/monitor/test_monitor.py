@@ -6,6 +6,7 @@ import copy
 import random
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from theodolite.errors import LogInUseError, ProblemError, TheodoliteWarning
 from theodolite.forecasts import Finding, load
 from theodolite.monitor import Monitor
 from theodolite.problem import Problem
-from theodolite.records import Event, Gradients, Log, Record, Scalars, Snapshot, Stability, read
+from theodolite.records import Density, Event, Gradients, Log, Record, Scalars, Snapshot, Stability, read
 
 STEPS = 6
 
@@ -258,6 +259,231 @@ def test_the_budget_holds_and_says_what_waited(tmp_path: Path) -> None:
     assert "one product takes about" in next(event.message for event in run.select(Event) if event.name == "priced")
 
 
+class Classifier(nn.Module):
+    """Small enough to train for hundreds of steps in a test."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+def classified(model: nn.Module, **options: Any) -> Problem:
+    generator = torch.Generator().manual_seed(2)
+    inputs, targets = torch.randn(64, 8, generator=generator), torch.randint(3, (64,), generator=generator)
+    return Problem(model, nn.CrossEntropyLoss(), list(zip(inputs.split(32), targets.split(32), strict=True)), **options)
+
+
+def train_for(seconds: float, problem: Problem, optimizer: torch.optim.Optimizer, monitor: Monitor) -> list[float]:
+    """Train under a monitor for a while; the share of the time that probes had taken after each step."""
+    shares = []
+    inputs, targets = problem.batches.first()
+    deadline = time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        optimizer.zero_grad()
+        F.cross_entropy(problem.model(inputs), targets).backward()
+        optimizer.step()
+        time.sleep(0.002)
+        shares.append(monitor._budget.share)
+    return shares
+
+
+def test_the_budget_holds_with_an_expensive_measure_of_the_users(tmp_path: Path) -> None:
+    from theodolite.measures import density
+
+    model = Classifier()
+    problem, optimizer = classified(model), torch.optim.AdamW(model.parameters(), lr=1e-3)
+    monitor = Monitor(problem, optimizer, log=tmp_path, every=5, budget=0.2, measures=[density])
+    with monitor:
+        shares = train_for(8.0, problem, optimizer, monitor)
+    run = read(tmp_path)
+    kinds = [type(record).__name__ for record in run if isinstance(record, Stability | Density)]
+    assert kinds[:2] == ["Stability", "Density"], kinds
+    assert len(run.select(Stability)) >= 2
+    # 160 products, first taken for the 30 to 60 of the sharpness, which is the one time that the share may be exceeded.
+    assert shares[-1] <= 0.2 * 1.25
+    prices = {probe.name: probe.predicted for probe in monitor._probes}
+    assert prices["density"] > prices["stability"] > prices["snapshot"]
+
+
+def test_the_price_is_that_of_a_warm_product_over_all_data() -> None:
+    from theodolite.monitor.pricing import expected_products, product_seconds
+    from theodolite.operators import Hessian
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 10))
+    inputs, targets = torch.randn(4096, 64), torch.randint(10, (4096,))
+    batches = list(zip(inputs.split(512), targets.split(512), strict=True))
+    problem = Problem(model, nn.CrossEntropyLoss(), batches)
+    H, v = Hessian(problem), torch.ones(problem.n)
+    H @ v
+    ratios = []
+    for _ in range(5):  # the machine may be busy with other things at any one of them
+        before = H.seconds
+        H @ v
+        ratios.append(product_seconds(problem) / (H.seconds - before))
+    assert 0.4 < float(np.median(ratios)) < 2.5, ratios
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-3)
+    adam = torch.optim.AdamW(model.parameters())
+    F.cross_entropy(model(inputs), targets).backward()
+    adam.step()
+    assert (
+        expected_products(problem, adam, max_products=20) == 2 * expected_products(problem, sgd, max_products=20) == 40
+    )
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """A square without a second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+class Squared(Classifier):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[2](OnceDifferentiable.apply(self.layers[0](x)))
+
+
+@pytest.mark.parametrize("engine", ["difference", "auto"])
+def test_what_cannot_be_differentiated_twice_is_priced_by_what_will_be_used(engine: Any, tmp_path: Path) -> None:
+    model = Squared()
+    problem, optimizer = classified(model, engine=engine), torch.optim.SGD(model.parameters(), lr=0.01)
+    expected = pytest.warns(TheodoliteWarning, match="central differences") if engine == "auto" else nullcontext()
+    with expected, Monitor(problem, optimizer, log=tmp_path, every=5, budget=0.9) as monitor:
+        train_for(1.5, problem, optimizer, monitor)
+    run = read(tmp_path)
+    assert run.select(Stability)
+    assert "central differences" in run.select(Stability)[0].context["engine"]
+    assert not [event for event in run.select(Event) if event.name == "probe failed"]
+
+
+def test_a_price_that_cannot_be_had_switches_nothing_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from theodolite.monitor import monitor as module
+
+    def refused(problem: Problem) -> float:
+        raise RuntimeError("no timer")
+
+    monkeypatch.setattr(module, "product_seconds", refused)
+    model = Classifier()
+    problem, optimizer = classified(model), torch.optim.SGD(model.parameters(), lr=0.01)
+    with Monitor(problem, optimizer, log=tmp_path, every=5, budget=0.9, strict=True) as monitor:
+        train_for(1.5, problem, optimizer, monitor)
+    run = read(tmp_path)
+    assert run.select(Stability)
+    (priced,) = [event.message for event in run.select(Event) if event.name == "priced"]
+    assert "is assumed to take" in priced
+    assert "after RuntimeError: no timer" in priced
+
+
+def test_a_measure_of_the_users_may_write_to_the_model(tmp_path: Path) -> None:
+    inputs, _ = data()
+
+    def careless(problem: Problem) -> Record:
+        problem.model.train()(3 * inputs + 1)  # BatchNorm writes to its buffers
+        with torch.no_grad():
+            next(problem.model.parameters()).mul_(0.5)
+            for parameter in problem.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.zero_()
+        return Event(name="careless", message="")
+
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        with Monitor(
+            problem_of(model), optimizer, log=tmp_path, every=2, budget=None, measures=[careless], strict=True
+        ):
+            loop()
+
+    assert same(train(OPTIMIZERS["sgd"], watch), train(OPTIMIZERS["sgd"], None))
+    assert len([event for event in read(tmp_path).select(Event) if event.name == "careless"]) == 3
+
+
+def test_of_two_measures_of_one_name_the_one_that_fails_is_switched_off(tmp_path: Path) -> None:
+    from theodolite.measures import gradients
+
+    measures: list[Callable[[Problem], Record]] = [lambda problem: broken(problem), lambda problem: gradients(problem)]
+
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        monitor = Monitor(problem_of(model), optimizer, log=tmp_path, every=2, budget=None, measures=measures)
+        with pytest.warns(TheodoliteWarning, match="lambda> failed at step 0"), monitor:
+            loop()
+
+    train(OPTIMIZERS["sgd"], watch)
+    assert len(read(tmp_path).select(Gradients)) == 3
+
+
+def hot(p: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(p, lr=300.0)
+
+
+def test_an_alarm_that_fails_is_switched_off_and_training_goes_on(tmp_path: Path) -> None:
+    calls: list[Finding] = []
+
+    def alarm(finding: Finding) -> None:
+        calls.append(finding)
+        torch.manual_seed(99)
+        raise ZeroDivisionError("no bell")
+
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        monitor = Monitor(problem_of(model), optimizer, log=tmp_path, every=1, budget=None, alarm=alarm)
+        with pytest.warns(TheodoliteWarning, match="alarm failed at step 0 and is switched off"), monitor:
+            loop()
+
+    watched = train(hot, watch, steps=3)
+    plain = train(hot, None, steps=3)
+    assert same(watched[3:], plain[3:])  # modes and random states; the parameters are NaN at this rate
+    assert len(calls) == 1
+    (event,) = [event for event in read(tmp_path).select(Event) if event.name == "probe failed"]
+    assert "alarm switched off after ZeroDivisionError: no bell" in event.message
+    assert len(read(tmp_path).select(Stability)) == 3
+
+
+def test_a_strict_alarm_stops_training_and_leaves_the_model(tmp_path: Path) -> None:
+    def alarm(finding: Finding) -> None:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.zero_()
+        raise ZeroDivisionError("no bell")
+
+    model = Classifier()
+    problem, optimizer = classified(model), hot(model.parameters())
+    before = copy.deepcopy(model.state_dict())
+    with (
+        pytest.raises(ZeroDivisionError),
+        Monitor(problem, optimizer, log=tmp_path, every=1, budget=None, alarm=alarm, strict=True) as monitor,
+    ):
+        train_for(1.0, problem, optimizer, monitor)
+    assert monitor.step == 0
+    assert same(model.state_dict(), before)
+
+
+def test_the_time_of_an_alarm_is_charged(tmp_path: Path) -> None:
+    def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
+        alarm: Callable[[Finding], None] = lambda finding: time.sleep(0.3)  # noqa: E731
+        with Monitor(problem_of(model), optimizer, log=tmp_path, every=1, budget=None, alarm=alarm) as monitor:
+            loop()
+        measured = sum(reading.cost.seconds for reading in read(tmp_path).select(Stability))
+        assert monitor._budget.spent > measured + 0.3
+
+    train(hot, watch, steps=1)
+
+
+def test_an_optimiser_of_other_parameters_of_the_model_is_refused(tmp_path: Path) -> None:
+    model = Classifier()
+    optimizer = torch.optim.SGD(model.layers[0].parameters(), lr=0.1)
+    with pytest.raises(ProblemError, match="found a SGD with none of its parameters"):
+        Monitor(classified(model, params="layers.2"), optimizer, log=tmp_path)
+
+
 def test_snapshots_stop_at_their_room(tmp_path: Path) -> None:
     def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
         problem = problem_of(model)
@@ -318,8 +544,12 @@ def test_a_log_that_cannot_be_written_stops_the_monitor_not_the_training(
 
     def watch(model: nn.Module, optimizer: torch.optim.Optimizer, loop: Callable[[], None]) -> None:
         monitor = Monitor(problem_of(model), optimizer, log=tmp_path, every=1, budget=None)
-        with pytest.warns(TheodoliteWarning, match="monitor stops, training goes on: no space left"), monitor:
+        expected = pytest.warns(TheodoliteWarning, match="monitor stops, training goes on: no space left")
+        with expected, monitor:
             loop()
+            monitor.log(loss=1.0)  # as the loop goes on doing
+        with pytest.raises(ProblemError, match="inside the with block"):
+            monitor.log(loss=1.0)
 
     disturbed = train(OPTIMIZERS["sgd"], watch)
     assert same(disturbed, train(OPTIMIZERS["sgd"], None))

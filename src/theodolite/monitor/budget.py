@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import time
 
-# A probe is expected to cost what the last one did, and a little more while curvature grows.
-MARGIN = 1.1
-
 
 class Budget:
     """Holds the time of probes under a fraction of the time since the start.
@@ -18,7 +15,6 @@ class Budget:
     def __init__(self, fraction: float | None) -> None:
         self.fraction = fraction
         self.spent = 0.0
-        self.predicted: float | None = None
         self._started = time.perf_counter()
 
     @property
@@ -38,7 +34,3 @@ class Budget:
     def charge(self, seconds: float) -> None:
         """Account for time taken by anything but training."""
         self.spent += seconds
-
-    def learn(self, seconds: float) -> None:
-        """Predict the next probe from the cost of this one."""
-        self.predicted = MARGIN * seconds

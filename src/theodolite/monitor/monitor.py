@@ -17,16 +17,18 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from theodolite.errors import LogError, ProblemError, TheodoliteWarning
-from theodolite.forecasts import Finding, findings
+from theodolite.forecasts import Finding, edge_of_stability, non_finite, not_converged
 from theodolite.measures.stability import stability_and_vectors
 from theodolite.monitor.budget import Budget
-from theodolite.operators.problem_operator import certificate_of
+from theodolite.monitor.pricing import PRODUCTS_PER_RUN, expected_products, product_seconds
+from theodolite.monitor.probe import Probe
 from theodolite.problem import Problem, undisturbed
 from theodolite.records import Event, Log, Record, Scalars, Snapshot, Stability
 
-# Before any product is timed: the certificate costs at most this many training steps, and a probe this many products.
-CERTIFICATE_STEPS = 10.0
-EXPECTED_PRODUCTS = 25.0
+# In training steps, for a chunk of the problem as large as a training batch: the certificate, the checks and the two
+# products of one chunk, before anything is timed; and a product with that chunk where timing it failed.
+PRICING_STEPS = 20.0
+PRODUCT_STEPS = 4.0
 SNAPSHOT_BYTES = 64 * 2**20
 
 Measure = Callable[[Problem], Record]
@@ -40,8 +42,11 @@ class Monitor:
     stability bound of the optimiser (``Stability``), a snapshot of the parameters for the trajectory, and whatever
     ``measures`` adds. Training with a monitor equals training without, bit for bit.
 
-    Cost: at most ``budget`` of the training time. The first probe is priced from one timed product, later ones from those
-    before; a probe that does not fit waits until it does, and the log says so.
+    Cost: at most ``budget`` of the training time. What is due waits in a queue until the budget affords its expected cost,
+    in order and without overtaking, and the log says so. The first ``Stability`` is priced from one timed product, and
+    everything later by what it took the last time. Nothing tells what a measure of yours will take before it ran once:
+    its first run waits until ``Stability`` has run and counts as much as that. Where it takes more, the share is exceeded
+    once, and nothing runs until it is made up for.
 
     Args:
         problem: what to measure; fixed data, best of the training distribution. ``mode="train"`` sees what training sees
@@ -50,12 +55,15 @@ class Monitor:
         log: folder of the run log; appended to if it exists.
         every: steps between probes; more when the budget is short.
         budget: largest share of the time that probes may take, or None for no limit.
-        measures: further functions from the problem to a record, called at each probe.
+        measures: further functions from the problem to a record, called at each probe. They may write to the model, which
+            is put back from a copy.
         tol: relative residual of the sharpness.
         max_products: for each sharpness.
         snapshots: bytes of parameter snapshots to keep in the log.
         strict: raise when a probe fails, instead of logging it, switching that probe off and letting training go on.
-        alarm: called with each new finding of severity warning or critical as soon as a probe shows it.
+        alarm: called with each new finding of severity warning or critical as soon as a probe shows it: the edge of
+            stability over all readings so far, the other rules on the newest. What it writes to the model is undone; the
+            optimiser is its own to change. It is charged, and switched off when it fails, like a probe.
         step: steps that the optimiser has taken before.
         seed: of start vectors.
 
@@ -106,7 +114,8 @@ class Monitor:
         if budget is not None and not 0 < budget <= 1:
             raise ProblemError(f"Expected budget to be a share of the time in (0, 1], or None, found {budget}.")
         trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if not any(id(parameter) in trained for parameter in problem.model.parameters()):
+        own = {id(parameter) for name, parameter in problem.model.named_parameters() if name in problem.layout.slices}
+        if not trained & own:
             raise ProblemError(
                 f"Expected an optimizer that trains the problem's {type(problem.model).__name__}, found a "
                 f"{type(optimizer).__name__} with none of its parameters. Build the problem on the model that is trained."
@@ -117,23 +126,30 @@ class Monitor:
         self._folder = log
         self._log: Log | None = None
         self._every, self._fraction = every, budget
-        self._probes: list[tuple[str, Callable[[], Record | None]]] = [
-            ("stability", lambda: self._stability(tol=tol, max_products=max_products, seed=seed)),
-            ("snapshot", self._snapshot),
-            *((getattr(measure, "__name__", "measure"), partial(measure, problem)) for measure in measures),
-        ]
+        self._max_products = max_products
+        self._stability = Probe("stability", partial(self._measure, tol=tol, max_products=max_products, seed=seed))
+        self._snapshots = Probe("snapshot", self._snapshot)
+        yours = (
+            Probe(getattr(measure, "__name__", "measure"), partial(measure, problem), copy=True) for measure in measures
+        )
+        self._probes = [self._stability, self._snapshots, *yours]
+        self._bell = Probe("alarm", self._ring)
         self._strict, self._alarm = strict, alarm
         self._snapshot_room = snapshots
         self._vectors: Float[Tensor, "j n"] | None = None
         self._seen: list[Stability] = []
         self._raised: set[tuple[str, str]] = set()
-        self._waiting = False
+        self._queue: list[Probe] = []
+        self._deferred = False
+        self._running = False
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> Monitor:
         self._log = Log(self._folder)
+        self._running = True
         self._budget = Budget(self._fraction)
         self._start = self.step
+        self._queue, self._deferred = [], False
         self._hooks = [
             self.optimizer.register_step_pre_hook(lambda *_: self._before_step()),
             self.optimizer.register_step_post_hook(lambda *_: self._after_step()),
@@ -147,10 +163,18 @@ class Monitor:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
+        self._running = False
         if self._log is None:
             return
-        if kind is None:
-            self._run("snapshot", self._snapshot)
+        try:
+            if kind is None and self._snapshots in self._probes:
+                self._run(self._snapshots)
+        finally:
+            self._close(kind, error)
+
+    def _close(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
+        if self._log is None:
+            return
         share = f"probes took {self._budget.spent:.3g} s, {self._budget.share:.1%} of the time"
         if kind is None:
             self._event("ended", share)
@@ -162,88 +186,107 @@ class Monitor:
     def log(self, **values: float | Tensor) -> None:
         """Keep numbers of the training loop, such as ``loss=loss``, at the current number of optimiser steps.
 
+        Nothing happens once the log was given up because it could not be written.
+
         Args:
             **values: numbers or tensors with one element; a tensor on an accelerator waits for it.
 
         Raises:
             ProblemError: called outside the ``with`` block.
         """
-        if self._log is None:
+        if not self._running:
             raise ProblemError("Expected monitor.log(...) inside the with block, found the monitor not running.")
+        if self._log is None:
+            return
         self._append(Scalars(step=self.step, values={name: _number(value) for name, value in values.items()}))
 
     def _before_step(self) -> None:
+        """Put what is due into the queue, and take from its head what the budget affords."""
         due = (self.step - self._start) % self._every == 0
-        if not (due or self._waiting) or self._log is None or not self._probes:
-            return
-        if self._affordable():
-            self._waiting = False
-            self._probe()
-        elif not self._waiting:
-            self._waiting = True
-            price = self._budget.predicted
+        if due:
+            self._queue += [probe for probe in self._probes if probe not in self._queue]
+        while self._log is not None and self._queue and self._affordable(self._queue[0]):
+            self._take(self._queue.pop(0))
+        if due and self._queue and not self._deferred:
+            price = self._price_of(self._queue[0])
             priced = "not priced yet" if price is None else f"expected to take {price:.3g} s"
-            self._event("probe deferred", f"the probe due here, {priced}, waits until the time budget allows it")
+            self._event("probe deferred", f"{self._queue[0].name}, {priced}, waits until the time budget allows it")
+        self._deferred = bool(self._queue)
 
     def _after_step(self) -> None:
         self.step += 1
 
-    def _affordable(self) -> bool:
-        """Whether the budget allows a probe now; prices the first from one timed product."""
+    def _affordable(self, probe: Probe) -> bool:
+        """Whether the budget allows a probe now; prices the first from a timed product."""
         if self._fraction is None:
             return True
-        if self._budget.predicted is None:
+        if self._stability.predicted is None:
             taken = self.step - self._start
-            if taken == 0 or not self._budget.affords(CERTIFICATE_STEPS * self._budget.elapsed / taken):
+            if taken == 0 or not self._budget.affords(PRICING_STEPS * self._budget.elapsed / taken):
                 return False
-            self._timed("price", self._price)
-        price = self._budget.predicted
+            self._price(self._budget.elapsed / taken)
+        price = self._price_of(probe)
         return price is not None and self._budget.affords(price)
 
-    def _price(self) -> None:
-        """Predict the first probe from the product that the certificate timed on a few samples."""
-        certificate = certificate_of(self.problem)
-        product = certificate.seconds * self.problem.samples / certificate.samples
-        self._budget.learn(EXPECTED_PRODUCTS * product)
-        self._event("priced", f"one product takes about {product:.3g} s, a probe about {self._budget.predicted:.3g} s")
+    def _price_of(self, probe: Probe) -> float | None:
+        """What a probe is expected to take; before its first run as much as stability, which stands before it."""
+        return self._stability.predicted if probe.predicted is None else probe.predicted
 
-    def _probe(self) -> None:
-        before = self._budget.spent
-        for name, measure in list(self._probes):
-            self._timed(name, measure)
-        self._budget.learn(self._budget.spent - before)
-        self._ring()
-
-    def _timed(self, name: str, measure: Callable[[], Record | None]) -> None:
+    def _price(self, step_seconds: float) -> None:
+        """Predict the first reading of stability; where no product can be timed, which the probe may survive, assume."""
         start = time.perf_counter()
         try:
-            self._run(name, measure)
+            with undisturbed(self.problem.model, copy=False):
+                product = product_seconds(self.problem)
+                products = expected_products(self.problem, self.optimizer, max_products=self._max_products)
+            message = f"one product takes about {product:.3g} s"
+        except Exception as error:
+            product, products = PRODUCT_STEPS * step_seconds, 2 * PRODUCTS_PER_RUN
+            message = f"one product is assumed to take {product:.3g} s after {type(error).__name__}: {error}"
         finally:
             self._budget.charge(time.perf_counter() - start)
+        self._stability.learn(products * product)
+        self._event("priced", f"{message}; a reading of stability about {self._stability.predicted:.3g} s")
 
-    def _run(self, name: str, measure: Callable[[], Record | None]) -> None:
+    def _take(self, probe: Probe) -> None:
+        readings = len(self._seen)
+        self._timed(probe)
+        if len(self._seen) > readings and self._alarm is not None:
+            self._timed(self._bell)
+
+    def _timed(self, probe: Probe) -> None:
+        """Run a probe, charge what it takes and expect as much of the next run."""
+        start = time.perf_counter()
+        try:
+            self._run(probe)
+        finally:
+            seconds = time.perf_counter() - start
+            self._budget.charge(seconds)
+            probe.learn(seconds)
+
+    def _run(self, probe: Probe) -> None:
         """Take one measure undisturbed; a failure is logged and switches it off, and training goes on."""
         try:
-            with undisturbed(self.problem.model, copy=False):
-                record = measure()
+            with undisturbed(self.problem.model, copy=probe.copy):
+                record = probe.measure()
             if record is not None:
                 self._append(record)
         except Exception as error:
             if self._strict:
                 raise
-            self._probes = [probe for probe in self._probes if probe[0] != name]
-            if name == "price":
-                self._probes = []
-            self._event("probe failed", f"{name} switched off after {type(error).__name__}: {error}")
+            self._probes = [other for other in self._probes if other is not probe]
+            if probe is self._bell:
+                self._alarm = None
+            self._event("probe failed", f"{probe.name} switched off after {type(error).__name__}: {error}")
             warnings.warn(
-                f"The monitor's {name} failed at step {self.step} and is switched off; training goes on. "
+                f"The monitor's {probe.name} failed at step {self.step} and is switched off; training goes on. "
                 f"{type(error).__name__}: {error}",
                 TheodoliteWarning,
                 stacklevel=2,
             )
 
-    def _stability(self, *, tol: float, max_products: int, seed: int) -> Record:
-        record, vectors = stability_and_vectors(
+    def _measure(self, *, tol: float, max_products: int, seed: int) -> Record:
+        record, self._vectors = stability_and_vectors(
             self.problem,
             self.optimizer,
             tol=tol,
@@ -252,7 +295,6 @@ class Monitor:
             max_products=max_products,
             step=self.step,
         )
-        self._vectors = vectors
         self._seen.append(record)
         return record
 
@@ -266,14 +308,18 @@ class Monitor:
         return Snapshot(step=self.step, parameters=flat.float().cpu().numpy())
 
     def _ring(self) -> None:
-        """Call the alarm for findings that were not there before."""
-        if self._alarm is None:
-            return
-        for finding in findings(self._seen):
+        """Call the alarm for findings that were not there before.
+
+        Cost: 2 to 5 µs for each reading so far, where a reading takes tens of milliseconds and more; the model is copied
+        only when the alarm rings.
+        """
+        newest = self._seen[-1:]
+        for finding in (*edge_of_stability(self._seen), *non_finite(newest), *not_converged(newest)):
             key = (finding.rule, finding.severity)
-            if finding.severity != "info" and key not in self._raised:
+            if finding.severity != "info" and key not in self._raised and self._alarm is not None:
                 self._raised.add(key)
-                self._alarm(finding)
+                with undisturbed(self.problem.model):
+                    self._alarm(finding)
 
     def _event(self, name: str, message: str) -> None:
         self._append(Event(step=self.step, name=name, message=message))
