@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from families import BY_NAME, FAMILIES, Family
 
+from families import BY_NAME, FAMILIES, Family
 from theodolite.measures import spectrum
 from theodolite.operators import GGN, Hessian
 
