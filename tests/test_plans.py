@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jaxtyping
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from families import BY_NAME
-from theodolite.errors import OperatorError, TheodoliteWarning
+from theodolite.errors import ProblemError, TheodoliteWarning
+from theodolite.landscapes import line, normalise, plane
 from theodolite.measures import spectrum, trace
 from theodolite.plans import MEASURES, survey
 from theodolite.problem import Problem
 from theodolite.records import Event, Record, read
 
 CHEAP = ("gradients", "trace")
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users run it: the type checker of the tests would refuse a wrong name before the library does."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def test_every_named_measure_gives_its_record(tmp_path: Path) -> None:
@@ -74,7 +86,7 @@ def test_a_measure_that_fails_is_an_event_and_the_others_go_on(tmp_path: Path) -
 
 
 def test_unknown_measures_are_refused_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(OperatorError, match=r"among 'gradients', .*'plane', or functions .* found 'hessian'"):
+    with pytest.raises(ProblemError, match=r"among 'gradients', .*'plane', or functions .* found 'hessian'"):
         survey(BY_NAME["mlp"].problem(), measures=["gradients", "hessian"], log=tmp_path)
     assert not (tmp_path / "log.jsonl").exists()
 
@@ -83,3 +95,150 @@ def test_progress_is_told() -> None:
     told: list[tuple[str, int, int]] = []
     survey(BY_NAME["mlp"].problem(), measures=CHEAP, on_progress=lambda *args: told.append(args))
     assert told == [("gradients", 0, 2), ("trace", 1, 2), ("done", 2, 2)]
+
+
+def test_nothing_is_resumed_from_another_criterion_architecture_engine_or_loss(tmp_path: Path) -> None:
+    family = BY_NAME["mlp"]
+    batches = family.batches()
+
+    def net(middle: nn.Module, **options: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(5, 6), middle, nn.Linear(6, 3, **options)).double()
+
+    def scaled(scale: float) -> Callable[[nn.Module, Any], Tensor]:
+        return lambda model, batch: scale * F.cross_entropy(model(batch[0]), batch[1])
+
+    weight = torch.ones(3, dtype=torch.float64)
+    problems = [
+        Problem(net(nn.Tanh()), nn.CrossEntropyLoss(), batches),
+        Problem(net(nn.Tanh()), nn.CrossEntropyLoss(label_smoothing=0.5), batches),
+        Problem(net(nn.Tanh()), nn.CrossEntropyLoss(weight=weight), batches),
+        Problem(net(nn.ReLU()), nn.CrossEntropyLoss(), batches),
+        Problem(net(nn.Tanh()), nn.CrossEntropyLoss(), batches, engine="retained"),
+        Problem(net(nn.Tanh()), Scaled(1.0), batches),
+        Problem(net(nn.Tanh()), Scaled(1.5), batches),
+        Problem.from_loss(net(nn.Tanh()), scaled(1.0), batches),
+        Problem.from_loss(net(nn.Tanh()), scaled(1.5), batches),
+    ]
+    for _ in range(2):
+        losses = [survey(problem, measures=["gradients"], log=tmp_path)[0].loss for problem in problems]
+        assert losses == pytest.approx([problem.loss() for problem in problems], rel=1e-12)
+    assert len(read(tmp_path)) == len(problems)
+
+
+class Scaled(nn.Module):
+    """A criterion with a setting that neither its parameters nor what it prints show."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return self.scale * F.cross_entropy(outputs, targets)
+
+
+def test_a_changed_forward_is_another_problem() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(5, 3).double()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x)
+
+    problem = Problem(Net(), nn.CrossEntropyLoss(), BY_NAME["mlp"].batches())
+    before = problem.digest()
+    assert problem.digest() == before
+    Net.forward = lambda self, x: torch.tanh(self.head(x))
+    assert problem.digest() != before
+
+
+PROBES = 4
+
+
+def by_global(problem: Problem) -> Record:
+    return trace(problem, probes=PROBES)
+
+
+def by_default(problem: Problem, probes: int = 4) -> Record:
+    return trace(problem, probes=probes)
+
+
+def closed_over(probes: object) -> Callable[[Problem], Record]:
+    return lambda problem: trace(problem, probes=int(probes))  # type: ignore[call-overload]
+
+
+class Counted:
+    """An object that is called, with a setting."""
+
+    def __init__(self, probes: int) -> None:
+        self.probes = probes
+
+    def __call__(self, problem: Problem) -> Record:
+        return trace(problem, probes=self.probes)
+
+
+def test_functions_are_resumed_by_what_they_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def surveyed() -> list[int]:
+        measures = [
+            by_global,
+            by_default,
+            closed_over(4),
+            partial(by_default, probes=6),
+            Counted(4),
+            Counted(4).__call__,
+            lambda p: trace(p, probes=4),
+        ]
+        return [record.probes for record in survey(BY_NAME["mlp"].problem(), measures=measures, log=tmp_path)]
+
+    assert surveyed() == surveyed() == [4, 4, 4, 6, 4, 4, 4]
+    assert len(read(tmp_path)) == 7
+    monkeypatch.setitem(globals(), "PROBES", 5)
+    monkeypatch.setattr(by_default, "__defaults__", (7,))
+    assert surveyed() == [5, 7, 4, 6, 4, 4, 4]
+    others = [closed_over(8), partial(by_default, probes=9), Counted(10), lambda p: trace(p, probes=11)]
+    found = survey(BY_NAME["mlp"].problem(), measures=others, log=tmp_path)
+    assert [record.probes for record in found] == [8, 9, 10, 11]
+
+
+def test_a_function_that_cannot_be_identified_is_measured_every_time(tmp_path: Path) -> None:
+    class Opaque:
+        """Without content that could be compared."""
+
+        def __int__(self) -> int:
+            return next(counts)
+
+    counts = iter((4, 5))
+    measure = closed_over(Opaque())
+    found = [survey(BY_NAME["mlp"].problem(), measures=[measure], log=tmp_path)[0].probes for _ in range(2)]
+    assert found == [4, 5]
+    assert all("plan" not in record.context for record in read(tmp_path))
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory left"), ZeroDivisionError("by zero")])
+def test_any_exception_of_one_measure_spares_the_others(error: Exception, tmp_path: Path) -> None:
+    def bad(problem: Problem) -> Record:
+        raise error
+
+    with pytest.warns(TheodoliteWarning, match=f"bad failed: {type(error).__name__}: {error}"):
+        records = survey(BY_NAME["mlp"].problem(), measures=[bad, "gradients"], log=tmp_path)
+    assert [record.kind for record in records] == ["event", "gradients"]
+    assert [record.kind for record in read(tmp_path)] == ["event", "gradients"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda problem: survey(problem, measures=["hessian"]),
+        lambda problem: spectrum(problem, operator="fisher"),
+        lambda problem: trace(problem, method="exact"),
+        lambda problem: line(problem, direction="random"),
+        lambda problem: plane(problem, directions="random"),
+        lambda problem: normalise(torch.ones(problem.n), problem, how="row"),
+        lambda problem: problem.replace(mode="test"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_names_raise_one_class(call: Callable[[Problem], object]) -> None:
+    with pytest.raises(ProblemError, match=r"Expected .*found '"):
+        call(BY_NAME["mlp"].problem())

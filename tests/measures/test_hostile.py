@@ -117,6 +117,6 @@ def test_hutchpp_counts_the_samples_of_its_remainder() -> None:
     assert found.probes == 10
     assert found.cost.products == 30
     assert found.estimate.degrees == 9
-    exact = trace(BY_NAME["mlp-squared"].problem(params="4.bias"), probes=9, method="hutch++")
+    exact = trace(BY_NAME["mlp-squared"].problem(params="4.bias"), probes=9, method="hutch++", seed=1)
     assert (exact.probes, exact.stderr) == (0, 0.0)
     assert exact.estimate.interval() == (exact.value, exact.value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from torch import Tensor, nn
 from theodolite.errors import DataError, NonFiniteError, ParameterError, ProblemError
 from theodolite.problem.check import check
 from theodolite.problem.criteria import recognise
-from theodolite.problem.data import Batches, fingerprint, move, split
+from theodolite.problem.data import Batches, move, split
 from theodolite.problem.guard import seed_everything, undisturbed
+from theodolite.problem.identity import architecture, identity
 from theodolite.problem.memory import spare_memory
 from theodolite.problem.numerics import exact_arithmetic
 from theodolite.problem.objective import CriterionObjective, LossObjective, Objective
@@ -261,17 +261,32 @@ class Problem:
         return other
 
     def digest(self) -> str:
-        """A short hash of what is surveyed: values of parameters and buffers, data, selection, mode, dtype and seed.
+        """A short hash of what is surveyed and how: values, architecture, criterion, data, selection and options.
 
-        Cost: one walk over the data without the model.
+        Architecture and criterion are what can be read of them (classes, settings, tensors, code), and the loss of the
+        first batch to the bit, which sees what cannot, such as a changed ``forward``.
+
+        Cost: one walk over the data without the model, and a forward pass of the first batch.
         """
-        found = hashlib.blake2b(digest_size=16)
+        self.ensure_checked()
         point = self.point()
-        for tensor in (*point.leaves, *point.constants.values(), *point.buffers.values()):
-            found.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        data = [fingerprint(batch) for batch in self.batches]
-        found.update(repr((self.layout.names, self.mode, str(self.dtype), self.microbatch, self.seed, data)).encode())
-        return found.hexdigest()
+        first = self.batches.first()
+        piece = first if self.microbatch is None else split(first, self.microbatch)[0]
+        chunk = Chunk(0, move(piece, device=self.device, dtype=self.cast), self.objective.samples(piece))
+        total, weight = self.evaluate(chunk, point, grad=False)
+        parts = {
+            "values": (point.leaves, point.constants, point.buffers),
+            "architecture": architecture(self.model),
+            "flags": [module.training for module in self.model.modules()] if self.mode == "as is" else [],
+            "objective": self.objective,
+            "data": [identity(batch, strict=False) for batch in self.batches],
+            "selection": self.layout.names,
+            "options": (self.mode, self.dtype, self.microbatch, self.engine, self.seed),
+            "first": (total, weight),
+        }
+        found = identity(parts, strict=False)
+        assert found is not None
+        return found
 
     def context(self) -> dict[str, Any]:
         """What a record says of its problem."""
