@@ -54,7 +54,11 @@ def test_a_table_in_the_terminal_holds_every_cell():
 
 def test_eigenvalues_are_counted_from_both_ends_and_say_whether_they_converged():
     rows = spectrum_table(runs_by_hand.spectrum(converged=False)).rows
-    assert [row[0] for row in rows] == ["λ₁", "λ₂", "λ₃", "λ₄", "λ₅", "λ₋₂", "λ₋₁"]
+    assert [row[0] for row in rows] == ["λ₁", "λ₂", "λ₃", "λ₄", "λₙ₋₂", "λₙ₋₁", "λₙ"]
+    convex = runs_by_hand.spectrum().replace(eigenvalues=np.arange(7.0, 0, -1))
+    assert [row[0] for row in spectrum_table(convex).rows][-2:] == ["λₙ₋₁", "λₙ"]
+    assert spectrum_table(convex.replace(which="smallest")).rows[0][0] == "λₙ₋₆"
+    assert spectrum_table(convex.replace(which="largest")).rows[-1][0] == "λ₇"
     assert [row[1] for row in rows].count("not converged") == 3
     assert rows[0][2] == "52.3 ± 2.6"
 

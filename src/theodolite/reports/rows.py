@@ -139,10 +139,13 @@ def state(converged: bool) -> str:
 
 
 def _eigenvalue_name(record: Spectrum, index: int) -> str:
-    """λ₁ counts from the largest, λ₋₁ from the smallest."""
+    """λ₁, λ₂, … from the top, λₙ, λₙ₋₁, … from the bottom: by position, as a convex problem has no negative end."""
     subscripts = str.maketrans("-0123456789", "₋₀₁₂₃₄₅₆₇₈₉")
-    below = record.which == "smallest" or (record.which == "both" and record.eigenvalues[index] < 0)
-    return f"λ{str(index - len(record.eigenvalues) if below else index + 1).translate(subscripts)}"
+    count = len(record.eigenvalues)
+    tops = {"smallest": 0, "both": (count + 1) // 2}.get(record.which, count)
+    if index < tops:
+        return f"λ{str(index + 1).translate(subscripts)}"
+    return f"λₙ{str(index + 1 - count).translate(subscripts) if index + 1 < count else ''}"
 
 
 def _ratio(norm: float, parameter: float) -> str:
