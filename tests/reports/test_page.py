@@ -107,7 +107,13 @@ def test_findings_carry_severity_in_words_evidence_and_advice(page):
 
 def test_every_lens_has_its_figures_captions_tables_and_costs(page):
     text = page.text()
-    for words in ("Loss and stability", "Loss curvature", "Loss landscape", "Gradient magnitude", "Cost and events"):
+    for words in (
+        "Loss and stability",
+        "Loss curvature",
+        "Loss landscape",
+        "gradient magnitude by layer",
+        "Cost and events",
+    ):
         assert words in text
     assert len(page.all("figure")) == 14
     assert text.count("What it does not show") == 14
@@ -136,10 +142,33 @@ def test_the_page_is_accessible(page):
     assert len(ids) == len(set(ids))
 
 
+def test_how_it_was_computed_and_what_the_caption_says_are_folded(page):
+    text = re.sub(r"\s+", " ", page.text())
+    folds = [data.strip() for tag, data in page.texts if tag == "summary" and data.strip()]
+    assert folds.count("How it was computed") == 2
+    assert folds.count("The surface in numbers") == 6
+    assert not any("open" in attributes for attributes in page.all("details"))
+    assert "How it was computed engine vmap" in text
+
+
+def test_layers_and_surfaces_stand_beside_each_other(page):
+    classes = [attributes.get("class") for attributes in page.all("div")]
+    assert classes.count("block half") == 10
+    styles = "".join(data for tag, data in page.texts if tag == "style")
+    assert re.search(r"@media \(min-width: 1200px\) \{[^@]*\.block\.half \{ grid-column: auto; \}", styles)
+
+
+def test_a_mark_of_convergence_says_its_word(page):
+    assert [a["title"] for a in page.all("td") if "title" in a] == ["converged"] * page.text().count("✓")
+    assert "✓" in page.text()
+
+
 def test_the_comparison_puts_the_runs_side_by_side(page):
     text = re.sub(r"\s+", " ", page.text())
     assert "quantity stable unstable" in text
     assert "first crossing of the stability bound none step 60" in text
+    assert "loss left its range no step" in text
+    assert re.search(r"largest stability ratio, whole run \S+ ± \S+, step \d+ \S+ ± \S+, step \d+", text)
     assert "training losses not finite none 371, first at step 229" in text
 
 

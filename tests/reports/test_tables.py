@@ -8,7 +8,8 @@ from reports import runs_by_hand
 from theodolite.forecasts import Finding
 from theodolite.records import Cost, Event
 from theodolite.reports import terminal
-from theodolite.reports.overview import costs_table, events_table, facts
+from theodolite.reports.facts import facts, workings
+from theodolite.reports.overview import costs_table, events_table
 from theodolite.reports.rows import MOST_ROWS, gradients_table, landscape_table, spectrum_table, stability_table
 from theodolite.reports.sections import sections
 from theodolite.reports.tables import evidence_rows, terminal_table
@@ -69,8 +70,40 @@ def test_a_long_series_keeps_its_extreme_ratio():
     readings[321] = readings[321].replace(ratio=7.25)
     table = stability_table(readings)
     assert len(table.rows) <= MOST_ROWS
-    assert [row[0] for row in table.rows if row[6].startswith("7.25")] == ["321"]
+    ratio = table.columns.index("ratio")
+    assert [row[0] for row in table.rows if row[ratio].startswith("7.25")] == ["321"]
     assert f"{500 - len(table.rows)} probes between these are in the log" in table.note
+
+
+def test_a_column_that_never_changes_becomes_a_sentence():
+    rng = np.random.default_rng(0)
+    readings = [runs_by_hand.stability(i, loss=1.0, sharpness=1.0, rate=0.1, rng=rng) for i in range(4)]
+    table = stability_table(readings)
+    assert table.columns == ("step", "loss", "λ₁", "ratio", "residual")
+    for words in (
+        "Every eigenpair converged.",
+        "Throughout, the bound is 38.",
+        "Throughout, the learning rate is 0.1.",
+    ):
+        assert words in table.note
+    readings[2] = readings[2].replace(converged=False, learning_rate=0.2, preconditioned_sharpness=7.0)
+    table = stability_table(readings)
+    assert table.columns == ("step", "eigenpair", "loss", "λ₁", "preconditioned", "ratio", "residual", "lr")
+    assert [row[1] for row in table.rows] == ["✓", "✓", "not converged", "✓"]
+    lost = stability_table([reading.replace(converged=False) for reading in readings])
+    assert "No eigenpair converged." in lost.note
+
+
+def test_a_reading_without_a_bound_is_no_failure_in_the_table_and_a_lost_one_is():
+    rng = np.random.default_rng(0)
+    first, second = (runs_by_hand.stability(i, loss=1.0, sharpness=1.0, rate=0.1, rng=rng) for i in range(2))
+    unknown = {"ratio": math.nan, "threshold": math.nan, "preconditioned_sharpness": math.nan}
+    table = stability_table([first.replace(**unknown), second])
+    cells = dict(zip(table.columns, table.rows[0], strict=True))
+    assert (cells["bound"], cells["ratio"]) == ("—", "—")
+    assert "no bound yet" in table.note
+    lost = stability_table([first.replace(**unknown, sharpness=math.nan), second])
+    assert dict(zip(lost.columns, lost.rows[0], strict=True))["ratio"] == "not a number"
 
 
 def test_the_whole_stands_above_the_layers():
@@ -110,10 +143,29 @@ def test_facts_list_every_value_once():
     assert next(iter(found)) == "model"
 
 
+def test_samples_say_which_measures_took_them():
+    few = runs_by_hand.plane(context={**runs_by_hand.CONTEXT, "samples": 128})
+    assert dict(facts((*runs_by_hand.survey(seed=0), few)))["samples"] == "128 for plane, 1,024 for the rest"
+
+
+def test_workings_stand_apart_and_those_that_differ_in_figures_alone_are_counted():
+    texts = (
+        "vmap, since it took 0.61 of the time",
+        "vmap, since it took 0.4 of the time",
+        "loop, since it took 2 times",
+    )
+    records = [runs_by_hand.trace(context={"blocks": text, "chunks": n}) for n, text in enumerate(texts)]
+    assert facts(records) == ()
+    assert dict(workings(records)) == {
+        "blocks": f"{texts[0]} (and 1 alike); {texts[2]}",
+        "chunks of the data": "0; 1; 2",
+    }
+
+
 def test_the_last_record_of_each_kind_is_shown():
     early, late = runs_by_hand.gradients(step=10), runs_by_hand.gradients(step=20, scale=7.0)
     (section,) = sections([late, early])
-    assert section.name == "gradients"
+    assert section.name == "layers"
     assert section.blocks[0].origin[0].startswith("Gradients · step 20")
 
 

@@ -1,48 +1,20 @@
-"""What a page says of a run as a whole: what was surveyed, what it cost, what happened, how runs compare."""
+"""What a page says of a run as a whole: what it cost, what happened, how runs compare."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from theodolite.records import Cost, Density, Event, Gradients, Plane, Record, Scalars, Spectrum, Stability, Trace
-from theodolite.reports.figures import crossing
+from theodolite.reports.figures import crossing, departure
 from theodolite.reports.sources import Source
 from theodolite.reports.tables import SEVERITIES, Table
 from theodolite.reports.wording import count, duration, number
 
-FIRST = ("model", "parameters", "samples", "mode", "dtype", "device", "engine")
 MOST_EVENTS = 60
 NONE = "—"
-
-
-def facts(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
-    """What was surveyed, as the records say; several values where they differ.
-
-    Args:
-        records: of one run.
-
-    Returns:
-        Names and values: first the usual ones, then all others, then steps and seeds.
-    """
-    found: dict[str, dict[str, None]] = {}
-    for record in records:
-        for name, value in record.context.items():
-            found.setdefault(name, {})[_worded(value)] = None
-    names = [name for name in FIRST if name in found] + sorted(set(found) - set(FIRST))
-    rows = [(name.replace("_", " "), _joined(list(found[name]))) for name in names]
-    steps = [record.step for record in records if record.step is not None]
-    if steps:
-        rows.append(("steps", f"{min(steps):,} to {max(steps):,}" if min(steps) < max(steps) else f"{steps[0]:,}"))
-    optimizers = dict.fromkeys(r.optimizer for r in records if isinstance(r, Stability))
-    if optimizers:
-        rows.append(("optimiser", _joined(list(optimizers))))
-    seeds = sorted({record.seed for record in records if record.seed is not None})
-    if seeds:
-        rows.append(("seeds", _joined([str(seed) for seed in seeds])))
-    return tuple(rows)
 
 
 def costs_table(records: Sequence[Record]) -> Table:
@@ -118,12 +90,20 @@ def _crossing(run: Source) -> str:
     return "none" if first is None else f"step {first.step:,}"
 
 
+def _departure(run: Source) -> str:
+    if not any(isinstance(r, Stability) and math.isfinite(r.ratio) for r in run.records):
+        return NONE
+    left = departure(run.records)
+    return "no" if left is None else f"step {left.step:,}"
+
+
 def _largest_ratio(run: Source) -> str:
     readings = [r for r in run.records if isinstance(r, Stability) and math.isfinite(r.ratio)]
     if not readings:
         return NONE
     top = max(readings, key=lambda r: r.ratio)
-    return number(top.ratio, top.ratio_estimate.stderr)
+    where = "" if top.step is None else f", step {top.step:,}"
+    return f"{number(top.ratio, top.ratio_estimate.stderr)}{where}"
 
 
 def _eigenvalue(index: int) -> Callable[[Source], str]:
@@ -159,7 +139,8 @@ QUANTITIES: tuple[tuple[str, Callable[[Source], str]], ...] = (
     ("loss", _last_loss),
     ("training losses not finite", _lost),
     ("first crossing of the stability bound", _crossing),
-    ("largest stability ratio", _largest_ratio),
+    ("loss left its range", _departure),
+    ("largest stability ratio, whole run", _largest_ratio),
     (
         "learning rate at the last probe",
         lambda run: _of(run, (Stability,), lambda r: number(r.learning_rate, digits=3)),
@@ -187,21 +168,3 @@ def _step_span(steps: Sequence[int | None]) -> str:
     if not known:
         return NONE
     return f"{min(known):,}" if min(known) == max(known) else f"{min(known):,} to {max(known):,}"
-
-
-def _worded(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_worded(item)}" for name, item in value.items())
-    if isinstance(value, tuple | list):
-        return ", ".join(_worded(item) for item in value)
-    return NONE if value is None else str(value)
-
-
-def _joined(values: list[str]) -> str:
-    return ", ".join(values[:6]) + (f" and {len(values) - 6} more" if len(values) > 6 else "")

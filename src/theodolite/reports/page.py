@@ -13,10 +13,11 @@ from typing import Any
 
 from theodolite.forecasts import Finding
 from theodolite.reports.extras import extra
+from theodolite.reports.facts import facts, workings
 from theodolite.reports.figures import Figure
 from theodolite.reports.files import save_all
 from theodolite.reports.matplotlib_backend import render
-from theodolite.reports.overview import comparison_table, costs_table, events_table, facts
+from theodolite.reports.overview import comparison_table, costs_table, events_table
 from theodolite.reports.palette import DARK, LIGHT, TOKENS
 from theodolite.reports.plotly_backend import specification
 from theodolite.reports.sections import Section, sections
@@ -111,6 +112,7 @@ def _run(run: Source, drawings: Drawings) -> View:
         "slug": run.slug,
         "empty": not run.records,
         "facts": facts(run.records),
+        "workings": workings(run.records),
         "notes": run.notes,
         "findings": [_finding(finding) for finding in run.findings],
         "counts": [(name, count) for name in SEVERITIES if (count := sum(f.severity == name for f in run.findings))],
@@ -141,6 +143,7 @@ def _section(section: Section, slug: str, drawings: Drawings) -> View:
             "tables": [_table(table) for table in block.tables],
             "origin": block.origin,
             "notes": block.notes,
+            "half": block.half,
         }
         for block in section.blocks
     ]
@@ -170,7 +173,7 @@ def _table(table: Table) -> View:
         "rows": table.rows,
         "words": table.words,
         "note": table.note,
-        "long": len(table.rows) > LONG_TABLE,
+        "folded": table.folded or len(table.rows) > LONG_TABLE,
     }
 
 

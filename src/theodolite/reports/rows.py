@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from theodolite.records import Density, Gradients, Line, Plane, Spectrum, Stability, Trace
+from theodolite.reports.figures import unjudged
 from theodolite.reports.figures.spectra import OPERATORS
 from theodolite.reports.figures.thinning import thin
 from theodolite.reports.tables import Table
@@ -16,31 +17,51 @@ MOST_ROWS = 120
 
 
 def stability_table(readings: Sequence[Stability]) -> Table:
-    """One row a probe; with many probes, those that keep the extremes of the ratio."""
+    """One row a probe; with many probes, those that keep the extremes of the ratio.
+
+    A column that says the same in every row is left out, and said below the table instead.
+    """
     readings = sorted(readings, key=lambda r: -1 if r.step is None else r.step)
-    kept = thin(np.array([r.ratio for r in readings]), limit=MOST_ROWS)
-    rows = tuple(
-        (
-            "—" if r.step is None else f"{r.step:,}",
-            state(r.converged),
-            number(r.loss, r.loss_stderr),
-            number(r.sharpness, r.sharpness_stderr),
-            number(r.preconditioned_sharpness),
-            number(r.threshold),
-            number(r.ratio, r.ratio_estimate.stderr),
-            number(r.residual, digits=2),
-            number(r.learning_rate, digits=3),
-        )
-        for r in (readings[index] for index in kept)
-    )
-    left = len(readings) - len(kept)
+    kept = [readings[index] for index in thin(np.array([r.ratio for r in readings]), limit=MOST_ROWS)]
+    columns = {
+        "step": ["—" if r.step is None else f"{r.step:,}" for r in kept],
+        "eigenpair": ["✓" if r.converged else state(r.converged) for r in kept],
+        "loss": [number(r.loss, r.loss_stderr) for r in kept],
+        "λ₁": [number(r.sharpness, r.sharpness_stderr) for r in kept],
+        "preconditioned": [_judged(r, number(r.preconditioned_sharpness)) for r in kept],
+        "bound": [_judged(r, number(r.threshold)) for r in kept],
+        "ratio": [_judged(r, number(r.ratio, r.ratio_estimate.stderr)) for r in kept],
+        "residual": [number(r.residual, digits=2) for r in kept],
+        "lr": [number(r.learning_rate, digits=3) for r in kept],
+    }
+    said = ["± is one standard error from the data."]
+    if not any(r.converged for r in readings) or all(r.converged for r in readings):
+        del columns["eigenpair"]
+        said.append(f"{'Every' if readings[0].converged else 'No'} eigenpair converged.")
+    if not any(_preconditioned(r) for r in readings):
+        del columns["preconditioned"]
+    for name, words in (("bound", "the bound"), ("lr", "the learning rate")):
+        if len(kept) > 1 and len(set(columns[name])) == 1 and columns[name][0] != "—":
+            said.append(f"Throughout, {words} is {columns.pop(name)[0]}.")
+    if any(map(unjudged, kept)):
+        said.append("— where the optimiser has no bound yet.")
+    if len(kept) < len(readings):
+        said.append(f"{len(readings) - len(kept)} probes between these are in the log.")
     return Table(
         title="Sharpness against the stability bound",
-        columns=("step", "eigenpair", "loss", "λ₁", "preconditioned", "bound", "ratio", "residual", "lr"),
-        rows=rows,
-        words=2,
-        note=f"± is one standard error from the data.{f' {left} probes between these are in the log.' if left else ''}",
+        columns=tuple(columns),
+        rows=tuple(zip(*columns.values(), strict=True)),
+        words=2 if "eigenpair" in columns else 1,
+        note=" ".join(said),
     )
+
+
+def _preconditioned(reading: Stability) -> bool:
+    return bool(np.isfinite(reading.preconditioned_sharpness)) and reading.preconditioned_sharpness != reading.sharpness
+
+
+def _judged(reading: Stability, text: str) -> str:
+    return "—" if unjudged(reading) else text
 
 
 def spectrum_table(record: Spectrum) -> Table:
@@ -130,7 +151,7 @@ def landscape_table(record: Line | Plane) -> Table:
         rows.append(("cosine between d₁ and d₂", number(record.cosine, digits=3)))
     else:
         rows.append(("‖d‖", number(record.direction_norm)))
-    return Table(title="The surface in numbers", columns=("quantity", "value"), rows=tuple(rows))
+    return Table(title="The surface in numbers", columns=("quantity", "value"), rows=tuple(rows), folded=True)
 
 
 def state(converged: bool) -> str:

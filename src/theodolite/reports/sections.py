@@ -35,6 +35,7 @@ class Block:
         tables: the numbers.
         origin: step, seed and cost, one line a record.
         notes: what the records say must be known to trust them.
+        half: whether half the width of a wide page is enough.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Block:
     tables: tuple[Table, ...]
     origin: tuple[str, ...]
     notes: tuple[str, ...]
+    half: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +68,13 @@ def sections(records: Sequence[Record]) -> tuple[Section, ...]:
         records: of one run. Of each measure the record of the last step is shown.
 
     Returns:
-        Sections in the order loss, curvature, landscape, gradients.
+        Sections in the order loss, curvature, layers, landscape.
     """
     lenses: tuple[tuple[str, str, Callable[[Sequence[Record]], Iterable[Block]]], ...] = (
         ("loss", "Loss and stability", _loss),
         ("curvature", "Loss curvature", _curvature),
+        ("layers", "Curvature and gradient magnitude by layer", _layers),
         ("landscape", "Loss landscape", _landscape),
-        ("gradients", "Gradient magnitude", _gradients),
     )
     built = [(name, title, tuple(blocks(records))) for name, title, blocks in lenses]
     return tuple(Section(name=name, title=title, blocks=blocks) for name, title, blocks in built if blocks)
@@ -114,24 +116,24 @@ def _curvature(records: Sequence[Record]) -> Iterable[Block]:
         yield _block("Spectral density", figure, (*tables, density_table(density)), shown)
     for spectrum in spectra.values():
         yield _block("Extreme eigenvalues", None, (spectrum_table(spectrum),), [spectrum])
+
+
+def _layers(records: Sequence[Record]) -> Iterable[Block]:
     for trace in _last(records, Trace, lambda r: slug(r.operator)):
         drawn = figures.traces(trace) if trace.layers else None
-        yield _block("Curvature by layer", drawn, (trace_table(trace),), [trace])
+        yield _block("Curvature by layer", drawn, (trace_table(trace),), [trace], half=True)
+    for gradients in _last(records, Gradients, lambda r: r.kind):
+        figure = figures.gradient_norms(gradients) if gradients.layers else None
+        yield _block("Gradient norms by layer", figure, (gradients_table(gradients),), [gradients], half=True)
 
 
 def _landscape(records: Sequence[Record]) -> Iterable[Block]:
     for plane in _last(records, Plane, lambda r: slug(r.name)):
         figure = figures.plane(plane) if min(plane.losses.shape) > 1 else None
-        yield _block("Loss over a plane", figure, (landscape_table(plane),), [plane])
+        yield _block("Loss over a plane", figure, (landscape_table(plane),), [plane], half=True)
     for line in _last(records, Line, lambda r: slug(r.name)):
         figure = figures.line(line) if line.losses.size else None
-        yield _block("Loss along a line", figure, (landscape_table(line),), [line])
-
-
-def _gradients(records: Sequence[Record]) -> Iterable[Block]:
-    for gradients in _last(records, Gradients, lambda r: r.kind):
-        figure = figures.gradient_norms(gradients) if gradients.layers else None
-        yield _block("Gradient norms by layer", figure, (gradients_table(gradients),), [gradients])
+        yield _block("Loss along a line", figure, (landscape_table(line),), [line], half=True)
 
 
 def _last(records: Sequence[Record], kind: type[R], key: Callable[[R], str]) -> list[R]:
@@ -146,7 +148,12 @@ def _last(records: Sequence[Record], kind: type[R], key: Callable[[R], str]) -> 
 
 
 def _block(
-    title: str, figure: Figure | None, tables: tuple[Table, ...], shown: Sequence[Record], *remarks: str
+    title: str,
+    figure: Figure | None,
+    tables: tuple[Table, ...],
+    shown: Sequence[Record],
+    *remarks: str,
+    half: bool = False,
 ) -> Block:
     return Block(
         title=title if figure is None else figure.title,
@@ -154,6 +161,7 @@ def _block(
         tables=tables,
         origin=tuple(_origin(record) for record in shown),
         notes=(*remarks, *_notes(shown)),
+        half=half,
     )
 
 

@@ -31,6 +31,7 @@ class Table:
         rows: one text a column.
         words: number of leading columns that hold words and are set flush left; the others hold numbers.
         note: what a reader must know to read it.
+        folded: whether a page shows it only on demand.
     """
 
     title: str
@@ -38,6 +39,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     words: int = 1
     note: str = ""
+    folded: bool = False
 
 
 def terminal(findings: Sequence[Finding]) -> RenderableType:

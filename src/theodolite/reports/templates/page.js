@@ -28,10 +28,21 @@
     );
   };
 
+  // A plane keeps its shape: where it is narrower than planned it is lower too, but for the labels around it.
+  const labels = { beside: 160, around: 90 };
+  const height = ({ dataset, clientWidth }) => {
+    const planned = Number(dataset.height);
+    if (!dataset.width) return planned;
+    const share = (clientWidth - labels.beside) / (Number(dataset.width) - labels.beside);
+    return Math.round(labels.around + (planned - labels.around) * Math.min(Math.max(share, 0.3), 1));
+  };
+
   const draw = (place) => {
     const name = place.dataset.plot;
     const palette = colors();
     const { data, layout } = painted(figures[name], palette, false);
+    layout.height = height(place);
+    place.style.height = `${layout.height}px`;
     layout.font = { ...layout.font, family };
     layout.hoverlabel = { ...layout.hoverlabel, bgcolor: palette.paper, bordercolor: palette.faint };
     layout.hoverlabel.font = { ...layout.hoverlabel.font, color: palette.ink, family };
@@ -48,8 +59,8 @@
 
   const places = [...document.querySelectorAll(".plot")];
   for (const place of places) {
-    place.style.height = `${place.dataset.height}px`;
     if (place.dataset.width) place.style.maxWidth = `${place.dataset.width}px`;
+    place.style.height = `${height(place)}px`;
   }
   // One figure a turn, from the top: the page stays responsive while many are drawn.
   const waiting = [...places];
@@ -63,6 +74,9 @@
 
   const redraw = () => places.filter((place) => place.dataset.drawn).forEach(draw);
   dark.addEventListener("change", redraw);
+  window.addEventListener("resize", () => {
+    places.filter((place) => place.dataset.drawn && place.clientHeight !== height(place)).forEach(draw);
+  });
   window.addEventListener("beforeprint", () => {
     printing = true;
     for (const fold of document.querySelectorAll("details")) fold.open = true;
