@@ -329,9 +329,8 @@ def test_the_price_is_that_of_a_warm_product_over_all_data() -> None:
     adam = torch.optim.AdamW(model.parameters())
     F.cross_entropy(model(inputs), targets).backward()
     adam.step()
-    assert (
-        expected_products(problem, adam, max_products=20) == 2 * expected_products(problem, sgd, max_products=20) == 40
-    )
+    once, twice = (expected_products(problem, optimizer, max_products=15) for optimizer in (sgd, adam))
+    assert twice - once == 15  # weight decay alone shifts the spectrum, a preconditioner takes a second run
 
 
 class OnceDifferentiable(torch.autograd.Function):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
@@ -16,6 +16,7 @@ from theodolite.problem import Problem
 KNOWN = (SGD, Adam, AdamW, RMSprop, Adagrad)
 
 Group = dict[str, Any]
+Members = list[tuple[Group, list[tuple[Tensor, slice]]]]
 
 
 @dataclass(frozen=True)
@@ -82,28 +83,23 @@ def rule_of(optimizer: Optimizer, problem: Problem) -> Rule | str:
     bounds = [_bound(optimizer, group) for group, _ in held]
     if not all(bounds) or any(group.get("maximize", False) for group, _ in held):
         return f"{name} has no bound with maximize=True or dampening of 1 and more"
-    reach, P, decay = (torch.zeros(problem.n, dtype=problem.dtype, device=problem.device) for _ in range(3))
-    moved, rates = torch.zeros(problem.n, dtype=torch.bool, device=problem.device), [float(g["lr"]) for g, _ in held]
-    for (group, members), bound, rate in zip(held, bounds, rates, strict=True):
-        for parameter, where in members:
-            own = _preconditioner(optimizer, group, optimizer.state.get(parameter, {}), parameter)
-            if own is None:
-                continue
-            moved[where] = True
-            P[where] = own.reshape(-1).to(P)
-            reach[where] = rate / bound
-            weight = float(group.get("weight_decay", 0.0))
-            decay[where] = weight * bound / 2 * P[where] if _decoupled(optimizer, group) else weight
-    unusable = int((moved & ~(P > 0)).sum())
+    rates = [float(group["lr"]) for group, _ in held]
+    P, moved = _preconditioners(optimizer, held, problem)
     if not bool(moved.any()):
         return f"{name} has no preconditioner before its first step"
+    unusable = int((moved & ~(P > 0)).sum())
     if unusable:
         eps = held[0][0].get("eps", 0.0)
         return f"the preconditioner of {name} is zero or not a number for {unusable} of {problem.n} parameters (eps={eps:g})"
-    inverse = torch.where(moved, 1.0 / torch.where(moved, P, 1.0), 0.0)
+    reach, decay, stepped = torch.zeros_like(P), torch.zeros_like(P), moved.to(P)
+    for (group, members), bound, rate in zip(held, bounds, rates, strict=True):
+        weight = float(group.get("weight_decay", 0.0))
+        for _, where in members:
+            reach[where] = rate / bound / P[where] * stepped[where]
+            decay[where] = (weight * bound / 2 * P[where] if _decoupled(optimizer, group) else weight) * stepped[where]
     return Rule(
-        reach=reach * inverse,
-        precondition=inverse.sqrt(),
+        reach=reach,
+        precondition=P.rsqrt() * stepped,
         decay=decay,
         bound=bounds[0],
         learning_rate=rates[0],
@@ -124,7 +120,7 @@ def momentum_of(group: Group) -> float:
     return float(group["betas"][0]) if "betas" in group else float(group.get("momentum", 0.0))
 
 
-def _held(optimizer: Optimizer, problem: Problem) -> list[tuple[Group, list[tuple[Tensor, slice]]]]:
+def _held(optimizer: Optimizer, problem: Problem) -> Members:
     """Groups with those of their parameters that belong to the problem, and where; groups without any are left out."""
     slices = problem.layout.slices
     places = {id(p): slices[name] for name, p in problem.model.named_parameters() if name in slices}
@@ -133,6 +129,20 @@ def _held(optimizer: Optimizer, problem: Problem) -> list[tuple[Group, list[tupl
         for group in optimizer.param_groups
     ]
     return [(group, members) for group, members in found if members]
+
+
+def _preconditioners(
+    optimizer: Optimizer, held: Members, problem: Problem
+) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """P, 1 where there is none, and which parameters have the state that it is made of."""
+    P = torch.ones(problem.n, dtype=problem.dtype, device=problem.device)
+    moved = torch.zeros(problem.n, dtype=torch.bool, device=problem.device)
+    for group, members in held:
+        for parameter, where in members:
+            own = _preconditioner(optimizer, group, optimizer.state.get(parameter, {}), parameter)
+            if own is not None:
+                P[where], moved[where] = own.detach().reshape(-1).to(P), True
+    return P, moved
 
 
 def _bound(optimizer: Optimizer, group: Group) -> float:

@@ -6,7 +6,6 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import final
@@ -16,14 +15,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from theodolite.errors import LogError, ProblemError, TheodoliteWarning
-from theodolite.forecasts import Finding, edge_of_stability, non_finite, not_converged
+from theodolite.errors import ProblemError, TheodoliteWarning
+from theodolite.forecasts import Finding
 from theodolite.measures.stability import stability_and_vectors
+from theodolite.monitor.alarm import Alarm
 from theodolite.monitor.budget import Budget
-from theodolite.monitor.pricing import PRODUCTS_PER_RUN, expected_products, product_seconds
+from theodolite.monitor.journal import Journal
+from theodolite.monitor.pricing import expected_products, product_seconds
 from theodolite.monitor.probe import Probe
 from theodolite.problem import Problem, undisturbed
-from theodolite.records import Event, Log, Record, Scalars, Snapshot, Stability
+from theodolite.records import Event, Record, Scalars, Snapshot, Stability
 
 # In training steps, for a chunk of the problem as large as a training batch: the certificate, the checks and the two
 # products of one chunk, before anything is timed; and a product with that chunk where timing it failed.
@@ -124,7 +125,7 @@ class Monitor:
         self.optimizer = optimizer
         self.step = step
         self._folder = log
-        self._log: Log | None = None
+        self._journal: Journal | None = None
         self._every, self._fraction = every, budget
         self._max_products = max_products
         self._stability = Probe("stability", partial(self._measure, tol=tol, max_products=max_products, seed=seed))
@@ -133,29 +134,27 @@ class Monitor:
             Probe(getattr(measure, "__name__", "measure"), partial(measure, problem), copy=True) for measure in measures
         )
         self._probes = [self._stability, self._snapshots, *yours]
-        self._bell = Probe("alarm", self._ring)
-        self._strict, self._alarm = strict, alarm
+        self._strict = strict
+        bell = None if alarm is None else Alarm(alarm, problem.model)
+        self._alarm = None if bell is None else Probe("alarm", lambda: bell.ring(self._seen))
         self._snapshot_room = snapshots
         self._vectors: Float[Tensor, "j n"] | None = None
         self._seen: list[Stability] = []
-        self._raised: set[tuple[str, str]] = set()
         self._queue: list[Probe] = []
         self._deferred = False
-        self._running = False
         self._hooks: list[RemovableHandle] = []
 
     def __enter__(self) -> Monitor:
-        self._log = Log(self._folder)
-        self._running = True
+        self._journal = Journal(self._folder, strict=self._strict)
         self._budget = Budget(self._fraction)
         self._start = self.step
         self._queue, self._deferred = [], False
+        share = "no time limit" if self._fraction is None else f"at most {self._fraction:.1%} of the time"
+        self._event("started", f"watching {type(self.optimizer).__name__} every {self._every} steps, {share}")
         self._hooks = [
             self.optimizer.register_step_pre_hook(lambda *_: self._before_step()),
             self.optimizer.register_step_post_hook(lambda *_: self._after_step()),
         ]
-        share = "no time limit" if self._fraction is None else f"at most {self._fraction:.1%} of the time"
-        self._event("started", f"watching {type(self.optimizer).__name__} every {self._every} steps, {share}")
         return self
 
     def __exit__(
@@ -163,25 +162,19 @@ class Monitor:
     ) -> None:
         for hook in self._hooks:
             hook.remove()
-        self._running = False
-        if self._log is None:
-            return
+        journal = self._journal
+        assert journal is not None
         try:
-            if kind is None and self._snapshots in self._probes:
+            if kind is None and journal.open and self._snapshots in self._probes:
                 self._run(self._snapshots)
+            share = f"probes took {self._budget.spent:.3g} s, {self._budget.share:.1%} of the time"
+            if kind is None:
+                self._event("ended", share)
+            else:
+                self._event("interrupted", f"{kind.__name__}: {error}; {share}")
         finally:
-            self._close(kind, error)
-
-    def _close(self, kind: type[BaseException] | None, error: BaseException | None) -> None:
-        if self._log is None:
-            return
-        share = f"probes took {self._budget.spent:.3g} s, {self._budget.share:.1%} of the time"
-        if kind is None:
-            self._event("ended", share)
-        else:
-            self._event("interrupted", f"{kind.__name__}: {error}; {share}")
-        self._guarded(self._log.close)
-        self._log = None
+            journal.close()
+            self._journal = None
 
     def log(self, **values: float | Tensor) -> None:
         """Keep numbers of the training loop, such as ``loss=loss``, at the current number of optimiser steps.
@@ -194,24 +187,28 @@ class Monitor:
         Raises:
             ProblemError: called outside the ``with`` block.
         """
-        if not self._running:
+        if self._journal is None:
             raise ProblemError("Expected monitor.log(...) inside the with block, found the monitor not running.")
-        if self._log is None:
-            return
-        self._append(Scalars(step=self.step, values={name: _number(value) for name, value in values.items()}))
+        if self._journal.open:
+            numbers = {name: _number(value) for name, value in values.items()}
+            self._journal.append(Scalars(step=self.step, values=numbers))
 
     def _before_step(self) -> None:
         """Put what is due into the queue, and take from its head what the budget affords."""
         due = (self.step - self._start) % self._every == 0
         if due:
             self._queue += [probe for probe in self._probes if probe not in self._queue]
-        while self._log is not None and self._queue and self._affordable(self._queue[0]):
+        while self._watching and self._queue and self._affordable(self._queue[0]):
             self._take(self._queue.pop(0))
         if due and self._queue and not self._deferred:
             price = self._price_of(self._queue[0])
             priced = "not priced yet" if price is None else f"expected to take {price:.3g} s"
             self._event("probe deferred", f"{self._queue[0].name}, {priced}, waits until the time budget allows it")
         self._deferred = bool(self._queue)
+
+    @property
+    def _watching(self) -> bool:
+        return self._journal is not None and self._journal.open
 
     def _after_step(self) -> None:
         self.step += 1
@@ -241,7 +238,7 @@ class Monitor:
                 products = expected_products(self.problem, self.optimizer, max_products=self._max_products)
             message = f"one product takes about {product:.3g} s"
         except Exception as error:
-            product, products = PRODUCT_STEPS * step_seconds, 2 * PRODUCTS_PER_RUN
+            product, products = PRODUCT_STEPS * step_seconds, self._max_products
             message = f"one product is assumed to take {product:.3g} s after {type(error).__name__}: {error}"
         finally:
             self._budget.charge(time.perf_counter() - start)
@@ -252,7 +249,7 @@ class Monitor:
         readings = len(self._seen)
         self._timed(probe)
         if len(self._seen) > readings and self._alarm is not None:
-            self._timed(self._bell)
+            self._timed(self._alarm)
 
     def _timed(self, probe: Probe) -> None:
         """Run a probe, charge what it takes and expect as much of the next run."""
@@ -269,13 +266,13 @@ class Monitor:
         try:
             with undisturbed(self.problem.model, copy=probe.copy):
                 record = probe.measure()
-            if record is not None:
-                self._append(record)
+            if record is not None and self._journal is not None:
+                self._journal.append(record)
         except Exception as error:
             if self._strict:
                 raise
             self._probes = [other for other in self._probes if other is not probe]
-            if probe is self._bell:
+            if probe is self._alarm:
                 self._alarm = None
             self._event("probe failed", f"{probe.name} switched off after {type(error).__name__}: {error}")
             warnings.warn(
@@ -307,40 +304,9 @@ class Monitor:
         flat = self.problem.layout.flatten(self.problem.point().leaves).detach()
         return Snapshot(step=self.step, parameters=flat.float().cpu().numpy())
 
-    def _ring(self) -> None:
-        """Call the alarm for findings that were not there before.
-
-        Cost: 2 to 5 µs for each reading so far, where a reading takes tens of milliseconds and more; the model is copied
-        only when the alarm rings.
-        """
-        newest = self._seen[-1:]
-        for finding in (*edge_of_stability(self._seen), *non_finite(newest), *not_converged(newest)):
-            key = (finding.rule, finding.severity)
-            if finding.severity != "info" and key not in self._raised and self._alarm is not None:
-                self._raised.add(key)
-                with undisturbed(self.problem.model):
-                    self._alarm(finding)
-
     def _event(self, name: str, message: str) -> None:
-        self._append(Event(step=self.step, name=name, message=message))
-
-    def _append(self, record: Record) -> None:
-        if self._log is not None:
-            log = self._log
-            self._guarded(lambda: log.append(record))
-
-    def _guarded(self, write: Callable[[], object]) -> None:
-        """Write to the log; when that fails, stop watching rather than training."""
-        try:
-            write()
-        except LogError as error:
-            log, self._log = self._log, None
-            if log is not None:
-                with suppress(LogError):
-                    log.close()
-            if self._strict:
-                raise
-            warnings.warn(f"The monitor stops, training goes on: {error}", TheodoliteWarning, stacklevel=2)
+        if self._journal is not None:
+            self._journal.append(Event(step=self.step, name=name, message=message))
 
 
 def _number(value: float | Tensor) -> float:
