@@ -65,10 +65,23 @@ def test_checkpoint_is_loaded(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_survey_in_which_a_measure_failed_says_which_and_exits_with_1(folder: Path) -> None:
+    task = (folder / "task.py").read_text().replace("targets = ", "inputs[3] = float('nan')\n    targets = ")
+    (folder / "task.py").write_text(task)
+    arguments = ("survey", "task:problem", "--log", "runs/a", "--strict")
+    done = run(folder, *arguments, "--measure", "spectrum", "--measure", "gradients")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 of 2 measures failed: spectrum" in " ".join(done.stderr.split())
+    assert "spectrum failed: NonFiniteError" in " ".join(done.stdout.split())
+    assert "Gradients(" in done.stdout
+    assert "1 when one failed" in " ".join(run(folder, "survey", "--help").stdout.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("survey", "task:problem", "--log", "runs/a", "--checkpoint", "other.pt"), 1, "2 names missing (0.bias, 0.weight), 1 unknown (weird)"),
+        (("survey", "task:problem", "--log", "runs/a", "--checkpoint", "other.pt"), 1,
+         "2 names missing (0.bias, 0.weight), 1 unknown (weird)"),
         (("survey", "task:problem", "--log", "runs/a", "--checkpoint", "gone.pt"), 1, "found none at gone.pt"),
         (("survey", "task:problem", "--log", "runs/a", "--checkpoint", "code.pt"), 1, "cannot be loaded as weights only"),
         (("survey", "task", "--log", "runs/a"), 2, "expected module:function, found 'task'"),

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from theodolite.demo import demonstrate, digits, resnet
+from theodolite.errors import LogError
 from theodolite.forecasts import load
 from theodolite.measures import spectrum
 from theodolite.problem import Problem
-from theodolite.records import Density, Gradients, Plane, Spectrum, Stability, Trace
+from theodolite.records import Density, Gradients, Log, Plane, Snapshot, Spectrum, Stability, Trace
 
 
 def test_the_network_and_its_data_are_those_of_the_benchmarks() -> None:
@@ -22,6 +23,16 @@ def test_the_network_and_its_data_are_those_of_the_benchmarks() -> None:
     assert inputs.shape == (1797, 1, 8, 8)
     assert targets.bincount().shape == (10,)
     assert torch.equal(digits()[0], inputs)
+
+
+def test_a_folder_of_something_else_is_not_deleted(tmp_path: Path) -> None:
+    (tmp_path / "diverging").mkdir()
+    (tmp_path / "diverging" / "thesis.tex").write_text("precious")
+    with Log(tmp_path / "stable") as log:
+        log.append(Snapshot(parameters=np.ones(2)))
+    with pytest.raises(LogError, match=r"to hold a run log and nothing else before deleting it, found thesis.tex"):
+        demonstrate(tmp_path)
+    assert (tmp_path / "diverging" / "thesis.tex").read_text() == "precious"
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from theodolite.forecasts import Finding
     from theodolite.problem import Problem
 
-# Exit codes: 0 done, 1 failed, 2 wrong usage (typer's), 3 done, but --strict met a critical finding.
+# Exit codes: 0 done, 1 failed in whole or part, 2 wrong usage (typer's), 3 done, but --strict met a critical finding.
 FAILED, CRITICAL = 1, 3
 
 app = typer.Typer(
@@ -72,11 +72,17 @@ def survey(
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a finding is critical.")] = False,
 ) -> None:
-    """Measure a problem at one point; an interrupted survey resumes."""
+    """Measure a problem at one point; an interrupted survey resumes.
+
+    Exits with 0 when every measure succeeded, 1 when one failed (the others are still taken and kept), 2 on wrong usage,
+    3 with --strict when all succeeded and a finding is critical.
+    """
     from theodolite.forecasts import load
+    from theodolite.plans import FAILED as MEASURE_FAILED
     from theodolite.plans import STANDARD
     from theodolite.plans import survey as run_survey
     from theodolite.problem.checkpoint import load_checkpoint
+    from theodolite.records import Event
 
     problem = _problem(target)
     if checkpoint is not None:
@@ -90,8 +96,19 @@ def survey(
         records = run_survey(
             problem, measures=tuple(measure or STANDARD), log=log, step=step, seed=seed, on_progress=show
         )
+    names = measure or STANDARD
+    failed = [
+        name
+        for name, record in zip(names, records, strict=True)
+        if isinstance(record, Event) and record.name == MEASURE_FAILED
+    ]
     for record in records:
         console.print(repr(record), markup=False, highlight=False)
+    if failed:
+        _print_findings(load(log).findings())
+        errors.print(f"[bold red]{len(failed)} of {len(names)} measures failed:[/] ", end="")
+        errors.print(", ".join(failed), markup=False, highlight=False)
+        raise typer.Exit(FAILED)
     _finish(load(log).findings(), strict=strict)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +20,7 @@ from theodolite.monitor import Monitor
 from theodolite.plans import survey
 from theodolite.problem import Problem
 from theodolite.records import Plane, Snapshot
+from theodolite.records.discard import discard
 from theodolite.reports import report
 
 
@@ -116,13 +116,18 @@ def demonstrate(
     Cost: about a minute on two cores.
 
     Args:
-        out: folder; each recipe's run log goes below it, and ``report.html``.
+        out: folder; each recipe's run log goes below it, in place of that of an earlier demo, and ``report.html``.
         on_progress: called with what is being done and the share done so far.
 
     Returns:
         The path of the page, and the findings of both runs, most severe first.
+
+    Raises:
+        LogError: what lies at the place of a run log is none, and is not deleted.
     """
     folder = Path(out)
+    for recipe in RECIPES:
+        discard(folder / recipe.name)
     tell: Progress = on_progress or (lambda what, share: None)
     findings: list[Finding] = []
     for index, recipe in enumerate(RECIPES):
@@ -132,7 +137,6 @@ def demonstrate(
             tell(f"{name}: {what}", base + share / len(RECIPES))
 
         log = folder / recipe.name
-        shutil.rmtree(log, ignore_errors=True)
         model = train(recipe, log, within)
         survey_digits(model, recipe, log, within)
         findings += load(log).findings()

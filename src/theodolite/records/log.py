@@ -13,7 +13,7 @@ from theodolite.errors import LogError
 from theodolite.records.arrays import UNFINISHED, write_arrays
 from theodolite.records.codec import encode
 from theodolite.records.layout import ARRAYS, LOCK, LOG, arrays_path, check_start, from_line, header, split, to_line
-from theodolite.records.lock import acquire
+from theodolite.records.lock import acquire, release
 from theodolite.records.record import Record
 
 
@@ -58,7 +58,7 @@ class Log:
         try:
             self._open(resume=resume)
         except BaseException as error:
-            self._lock.close()
+            release(self._lock)
             if isinstance(error, OSError) and not isinstance(error, LogError):
                 raise LogError(f"{self.path} cannot be opened for writing ({error}).") from error
             raise
@@ -108,7 +108,7 @@ class Log:
                 raise LogError(f"{self.path}: its last lines may not have reached the disk ({error}).") from error
             finally:
                 self._file.close()
-                self._lock.close()
+                release(self._lock)
 
     def __enter__(self) -> Log:
         return self
@@ -161,13 +161,13 @@ class Log:
             raise
 
     def _check_open(self) -> None:
-        if self._lock.closed:
-            raise LogError(f"{self.path} is closed; open it again with Log({str(self.folder)!r}).")
         if os.getpid() != self._process:
             raise LogError(
                 f"{self.path} was opened by process {self._process} and is used in its child {os.getpid()}. "
                 "Append in the process that opened it."
             )
+        if self._lock.closed:
+            raise LogError(f"{self.path} is closed; open it again with Log({str(self.folder)!r}).")
 
 
 def _last(lines: list[bytes]) -> tuple[float, int]:
