@@ -57,7 +57,7 @@ def specification(figure: Figure, *, colors: Colors = LIGHT) -> Spec:
 
 def _domains(figure: Figure) -> list[tuple[float, float]]:
     """The share of the figure's height (from the top) or width that each panel fills."""
-    gap = 58 / figure.height if figure.arrangement == "stacked" else 24 / figure.width
+    gap = 58 / figure.height if figure.arrangement == "stacked" else 44 / figure.width
     weights = np.array([panel.weight for panel in figure.panels])
     sizes = (1 - gap * (len(weights) - 1)) * weights / weights.sum()
     starts = np.concatenate([[0.0], np.cumsum(sizes[:-1] + gap)])
@@ -163,7 +163,9 @@ def _rule(mark: Rule, panel: Panel, suffix: str, colors: Colors, layout: Spec) -
         "yref": f"y{suffix} domain" if upright else f"y{suffix}",
     }
     line = {"color": color, "width": mark.width, "dash": "solid" if upright else "6px,4px"}
-    layout["shapes"].append({"type": "line", **across, **references, "line": line, "layer": "below"})
+    # What lies below is beneath the grid too, which would wash out an upright rule that falls on one of its lines.
+    layer = "above" if upright else "below"
+    layout["shapes"].append({"type": "line", **across, **references, "line": line, "layer": layer})
     if not mark.label:
         return
     head = upright and mark.end == "head"

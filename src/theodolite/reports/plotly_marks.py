@@ -232,6 +232,7 @@ def _path(mark: Path, panel: Panel, colors: Colors) -> list[Spec]:
             "y": y,
             "text": words,
             "textposition": "top right",
+            "cliponaxis": False,
             "textfont": {
                 "color": colors["path"],
                 "size": 13,
