@@ -23,7 +23,8 @@ class Spectrum(Record):
         converged: whether the residual is at most ``tol``.
         data_stderr: standard error of each eigenvalue as an estimate for the distribution that the data were drawn
             from: the delete-one-chunk jackknife, by weight, of vᵀHv with the eigenvector v held, as first-order
-            perturbation theory allows; NaN where the problem has a single chunk.
+            perturbation theory allows (too large where eigenvalues lie closer together than their errors); NaN where the
+            problem has a single chunk.
         eigenvectors: one a row, unit length, parameters flattened in the order of ``parameters``; None if dropped.
         tol: the relative residual that was asked for.
         which: ``"largest"``, ``"smallest"`` or ``"both"`` ends.
