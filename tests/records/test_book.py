@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,3 +228,25 @@ def test_to_pandas_without_pandas_names_the_extra(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match=r"pip install 'theodolite\[pandas\]'"):
         read(folder).to_pandas()
+
+
+def test_what_a_later_start_has_overtaken_is_not_current(tmp_path: Path) -> None:
+    """A crash at step 5, a restart from the checkpoint at step 3, and a run from nothing in the same folder."""
+
+    def session(log: Log, start: int, stop: int, loss: float) -> None:
+        log.append(Event(step=start, name="started", message=""))
+        for step in range(start, stop):
+            log.append(Scalars(step=step, values={"loss": loss}))
+
+    def losses() -> list[tuple[int | None, float]]:
+        current = read(tmp_path).current
+        return [(record.step, record.values["loss"]) for record in current if isinstance(record, Scalars)]
+
+    with Log(tmp_path) as log:
+        session(log, 0, 5, 1.0)
+        session(log, 3, 6, 2.0)
+    assert losses() == [(0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+    with Log(tmp_path) as log:
+        session(log, 0, 2, 3.0)
+    assert losses() == [(0, 3.0), (1, 3.0)]
+    assert len(read(tmp_path).select(Scalars)) == 10

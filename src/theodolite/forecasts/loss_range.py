@@ -38,10 +38,12 @@ def excursion(records: Iterable[Record], *, after: int) -> Excursion | None:
 
     Losses are those of the probe set in ``Stability`` and every value of ``Scalars`` whose name ends in ``loss``, each
     with a range of its own: finite, and above the highest finite loss up to ``after`` by no more than the larger of
-    its size and the spread seen until then. For positive losses that is twice the highest.
+    its size and the spread seen until then. For positive losses that is twice the highest. A loss without a reading
+    until then is held to the range of the others: all are losses of one model.
     """
-    kept = list(records)
-    found = [_departure(name, readings, after) for name, readings in _losses(kept).items()]
+    losses = _losses(list(records))
+    every = [reading for readings in losses.values() for reading in readings]
+    found = [_departure(name, readings, every, after) for name, readings in losses.items()]
     return min((one for one in found if one is not None), key=lambda one: one.step, default=None)
 
 
@@ -58,8 +60,10 @@ def _losses(records: list[Record]) -> dict[str, list[tuple[int, float]]]:
     return losses
 
 
-def _departure(name: str, readings: list[tuple[int, float]], after: int) -> Excursion | None:
-    limit, rule = _range([value for step, value in readings if step <= after and math.isfinite(value)], after)
+def _departure(
+    name: str, readings: list[tuple[int, float]], every: list[tuple[int, float]], after: int
+) -> Excursion | None:
+    limit, rule = _range(_until(readings, after) or _until(every, after), after)
     step, value = next(((s, v) for s, v in readings if s >= after and not _inside(v, limit)), (None, 0.0))
     if step is None:
         return None
@@ -67,6 +71,10 @@ def _departure(name: str, readings: list[tuple[int, float]], after: int) -> Excu
     return Excursion(
         name=name, step=step, value=value, limit=limit, rule=rule, last_value=last, came_back=_inside(last, limit)
     )
+
+
+def _until(readings: list[tuple[int, float]], after: int) -> list[float]:
+    return [value for step, value in readings if step <= after and math.isfinite(value)]
 
 
 def _inside(value: float, limit: float) -> bool:

@@ -16,12 +16,12 @@ class Run(Book):
     """A book that can also be judged; everything of ``Book``, and ``findings``."""
 
     def findings(self, rules: Sequence[Rule] | None = None) -> tuple[Finding, ...]:
-        """What the rules find in the records, the gravest first.
+        """What the rules find in the current records, the gravest first.
 
         Args:
             rules: functions from records to findings; None for ``theodolite.forecasts.RULES``.
         """
-        return findings(self.records, rules=rules)
+        return findings(self.current, rules=rules)
 
 
 def load(folder: str | os.PathLike[str]) -> Run:

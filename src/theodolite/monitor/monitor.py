@@ -86,9 +86,9 @@ class Monitor:
         ...     for _ in range(10):
         ...         optimizer.zero_grad()
         ...         loss = torch.nn.functional.cross_entropy(model(inputs), targets)
+        ...         monitor.log(loss=loss)
         ...         loss.backward()
         ...         optimizer.step()
-        ...         monitor.log(loss=loss)
         >>> monitor.step
         10
     """
@@ -179,7 +179,8 @@ class Monitor:
     def log(self, **values: float | Tensor) -> None:
         """Keep numbers of the training loop, such as ``loss=loss``, at the current number of optimiser steps.
 
-        Nothing happens once the log was given up because it could not be written.
+        Call it before ``optimizer.step()``: a loss then stands at the step whose parameters it was computed with, like the
+        readings of the probes. Nothing happens once the log was given up because it could not be written.
 
         Args:
             **values: numbers or tensors with one element; a tensor on an accelerator waits for it.
@@ -267,7 +268,7 @@ class Monitor:
             with undisturbed(self.problem.model, copy=probe.copy):
                 record = probe.measure()
             if record is not None and self._journal is not None:
-                self._journal.append(record)
+                self._journal.append(record if record.step is not None else record.replace(step=self.step))
         except Exception as error:
             if self._strict:
                 raise

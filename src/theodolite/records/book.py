@@ -16,7 +16,7 @@ from theodolite.records.frame import to_frame
 from theodolite.records.html import table
 from theodolite.records.record import Record
 from theodolite.records.text import plural
-from theodolite.records.training import Scalars
+from theodolite.records.training import Event, Scalars
 
 if TYPE_CHECKING:
     import pandas
@@ -43,6 +43,21 @@ class Book:
     elapsed: Float[np.ndarray, " r"]
     notes: tuple[str, ...] = ()
     raw: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def current(self) -> tuple[Record, ...]:
+        """The records without those that a later start of the run at the same or an earlier step has overtaken.
+
+        A run that starts again from a checkpoint, or from nothing in the same folder, repeats steps that the log has already;
+        its own readings count. All of them stay in ``records``.
+        """
+        kept: list[Record] = []
+        for record in self.records:
+            if isinstance(record, Event) and record.name == "started" and record.step is not None:
+                start = record.step
+                kept = [earlier for earlier in kept if earlier.step is None or earlier.step < start]
+            kept.append(record)
+        return tuple(kept)
 
     def select(self, kind: type[R]) -> tuple[R, ...]:
         """All records of one class."""

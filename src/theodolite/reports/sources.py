@@ -20,7 +20,7 @@ class Source:
     Args:
         name: of its folder.
         slug: the name as an anchor, unique among the runs of a report.
-        records: in the order in which they were written.
+        records: in the order in which they were written, without what a later start of the run has overtaken.
         findings: what the rules say of them.
         notes: what could not be read.
     """
@@ -53,6 +53,15 @@ def sources(what: object) -> tuple[Source, ...]:
     return tuple(read)
 
 
+def _overtaken(run: Book) -> tuple[str, ...]:
+    count = len(run.records) - len(run.current)
+    return (
+        (f"{count:,} records of an earlier start of this run are left out: a later one repeats their steps",)
+        if count
+        else ()
+    )
+
+
 def _iterated(what: object) -> Iterable[object]:
     if isinstance(what, Iterable):
         return what
@@ -70,9 +79,9 @@ def _source(what: object, index: int) -> Source:
     return Source(
         name=name,
         slug=slug(f"run-{index}-{name}"),
-        records=run.records,
-        findings=run.findings() if isinstance(run, Run) else findings(run.records),
-        notes=run.notes,
+        records=run.current,
+        findings=run.findings() if isinstance(run, Run) else findings(run.current),
+        notes=(*run.notes, *_overtaken(run)),
     )
 
 
