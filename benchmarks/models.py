@@ -14,7 +14,9 @@ Case = tuple[nn.Module, nn.Module, list[tuple[Tensor, Tensor]]]
 class Transformer(nn.Module):
     """Four pre-norm layers on characters, width 128: 0.8 M parameters."""
 
-    def __init__(self, vocabulary: int = 96, width: int = 128, depth: int = 4, heads: int = 4, context: int = 64) -> None:
+    def __init__(
+        self, vocabulary: int = 96, width: int = 128, depth: int = 4, heads: int = 4, context: int = 64
+    ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions = nn.Parameter(0.02 * torch.randn(context, width))
@@ -56,7 +58,11 @@ def digits_resnet(samples: int = 1024, batch: int = 256) -> Case:
     torch.manual_seed(0)
     inputs, targets = digits()
     model = resnet()
-    return model, nn.CrossEntropyLoss(), list(zip(inputs[:samples].split(batch), targets[:samples].split(batch), strict=True))
+    return (
+        model,
+        nn.CrossEntropyLoss(),
+        list(zip(inputs[:samples].split(batch), targets[:samples].split(batch), strict=True)),
+    )
 
 
 def transformer() -> Case:

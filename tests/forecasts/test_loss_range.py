@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from forecasts.run_samples import reading
-
 from theodolite.forecasts.loss_range import excursion
 from theodolite.records import Scalars
 

@@ -75,8 +75,9 @@ class Density(Record):
 
     @property
     def negative_mass(self) -> Estimate:
-        """Share of the eigenvalues below zero, which is to say below −1e-6·|λ|max."""
-        return self.mass(-np.inf, -_ZERO * float(np.abs(self._filled).max(initial=0.0)))
+        """Share of the eigenvalues below zero, which is to say below −1e-6·|λ|max; NaN where a node is."""
+        largest = float(np.abs(self._filled).max(initial=0.0))
+        return Estimate(np.nan, np.nan) if np.isnan(largest) else self.mass(-np.inf, -_ZERO * largest)
 
     def K(self, p: float = 1.0) -> Estimate:
         """Negative against positive part of the spectrum, ∫_{λ<0}|λ|ᵖdμ / ∫_{λ>0}λᵖdμ.
