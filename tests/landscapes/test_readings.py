@@ -336,3 +336,9 @@ def test_an_infinite_parameter_is_refused_before_anything_is_evaluated() -> None
     problem = cliff(math.nan)
     with pytest.raises(NonFiniteError, match="found 1 of 2 NaN or infinite"):
         line(problem)
+
+
+def test_the_step_is_kept_in_the_record() -> None:
+    problem = BY_NAME["mlp"].problem()
+    assert line(problem, points=3, step=7).step == 7
+    assert plane(problem, points=3, step=7).step == 7
