@@ -48,13 +48,15 @@ def gradients(problem: Problem, *, step: int | None = None) -> Gradients:
     norms = _norms(gradient, pieces)
     errors = _norm_errors(summed, parts, left, norms, weights, pieces)
     loss = totals.sum() / denominator
+    with np.errstate(invalid="ignore"):  # a loss that is not finite is a reading
+        left_out = (totals.sum() - totals) / left
     return Gradients(
         step=step,
         cost=Cost(gradients=1.0, seconds=time.perf_counter() - started),
         notes=() if parts is not None else (OVER_THE_CAP,),
         context=problem.context() | {"chunks": int((weights > 0).sum())},
         loss=float(loss),
-        loss_stderr=float(jackknife_stderr((totals.sum() - totals) / left, whole=np.asarray(loss), weights=weights)),
+        loss_stderr=float(jackknife_stderr(left_out, whole=np.asarray(loss), weights=weights)),
         norm=float(norms[0]),
         norm_stderr=float(errors[0]),
         layers=tuple(problem.layout.layer_slices),

@@ -59,12 +59,13 @@ class Hessian(ProblemOperator):
         """From the certificate, which is made here: it builds the same graph."""
         if self._difference:
             return 0.0
+        known = self.problem.layout.names in self.problem.certificates
         try:
             self.certificate = certificate_of(self.problem)
         except DerivativeError as error:
             if self.problem.engine != "auto":
                 raise
-            self._fall_back(error)
+            self._fall_back(error, warn=not known)
             return 0.0
         return self.certificate.bytes_per_sample
 
@@ -76,8 +77,9 @@ class Hessian(ProblemOperator):
             raise non_finite_loss(float(total.detach()), where=f"batch {chunk.index}")
         return GradientGraph(gradients(total, point.leaves, create_graph=True), point.leaves, weight)
 
-    def _fall_back(self, error: DerivativeError) -> None:
+    def _fall_back(self, error: DerivativeError, *, warn: bool) -> None:
         self._difference, self._route = True, "loop"
         note = f"central differences of the gradient, which also see kinks, because the exact product failed: {error}"
         self.notes.append(note)
-        warnings.warn(f"Hessian by {note}", TheodoliteWarning, stacklevel=2)
+        if warn:
+            warnings.warn(f"Hessian by {note}", TheodoliteWarning, stacklevel=2)

@@ -315,15 +315,23 @@ def _rows(V: Float[Tensor, "n k"]) -> Float[Tensor, "k n"]:
 
 
 def certificate_of(problem: Problem) -> Certificate:
-    """The certificate of a problem, made once for each selection of parameters."""
+    """The certificate of a problem, made once for each selection of parameters; a refusal is remembered too.
+
+    Raises:
+        DerivativeError: a second derivative is missing or wrong.
+    """
     names = problem.layout.names
     if names not in problem.certificates:
         try:
             problem.certificates[names] = certify(problem)
+        except DerivativeError as error:
+            problem.certificates[names] = error
         except (RuntimeError, NotImplementedError) as error:
-            if isinstance(error, DerivativeError) or not is_missing_derivative(error):
+            if not is_missing_derivative(error):
                 raise
-            raise missing_derivative(error) from error
+            problem.certificates[names] = missing_derivative(error)
     found = problem.certificates[names]
+    if isinstance(found, DerivativeError):
+        raise found
     assert isinstance(found, Certificate)
     return found

@@ -68,7 +68,8 @@ class Stability(Record):
     @property
     def ratio_estimate(self) -> Estimate:
         """The ratio, with the relative error that the data leave in the sharpness."""
-        return Estimate(self.ratio, abs(self.ratio) * self.sharpness_stderr / abs(self.sharpness or math.nan))
+        error = abs(self.ratio) * self.sharpness_stderr / abs(self.sharpness or math.nan)
+        return Estimate(self.ratio, error, self.data_degrees)
 
     @property
     def max_learning_rate(self) -> float:
