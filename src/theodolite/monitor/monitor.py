@@ -170,11 +170,25 @@ class Monitor:
             share = f"probes took {self._budget.spent:.3g} s, {self._budget.share:.1%} of the time"
             if kind is None:
                 self._event("ended", share)
+                self._tell_if_nothing_was_measured()
             else:
                 self._event("interrupted", f"{kind.__name__}: {error}; {share}")
         finally:
             journal.close()
             self._journal = None
+
+    def _tell_if_nothing_was_measured(self) -> None:
+        """A run too short for its budget ends without a reading, which must not go unnoticed."""
+        if self._seen or self._fraction is None or self._stability not in self._probes or self.step == self._start:
+            return
+        price = self._stability.predicted
+        expected = "" if price is None else f" (a reading is expected to take {price:.3g} s)"
+        message = (
+            f"no reading fitted the time budget of {self._fraction:.0%} in {self._budget.elapsed:.3g} s of training{expected}. "
+            "Raise budget=, use a problem with fewer samples, or budget=None for short runs."
+        )
+        self._event("nothing measured", message)
+        warnings.warn(f"The monitor measured nothing: {message}", TheodoliteWarning, stacklevel=3)
 
     def log(self, **values: float | Tensor) -> None:
         """Keep numbers of the training loop, such as ``loss=loss``, at the current number of optimiser steps.
