@@ -26,6 +26,9 @@ def problem():
 
 def number():
     return 3
+
+def sized(size):
+    return problem()
 """
 
 
@@ -87,7 +90,8 @@ def test_a_survey_in_which_a_measure_failed_says_which_and_exits_with_1(folder: 
         (("survey", "task", "--log", "runs/a"), 2, "expected module:function, found 'task'"),
         (("survey", "nowhere:problem", "--log", "runs/a"), 2, "no module 'nowhere'"),
         (("survey", "task:nothing", "--log", "runs/a"), 2, "has no 'nothing'"),
-        (("survey", "task:number", "--log", "runs/a"), 2, "returned a int, expected a Problem"),
+        (("survey", "task:number", "--log", "runs/a"), 2, "returned int, expected a Problem"),
+        (("survey", "task:sized", "--log", "runs/a"), 2, "takes arguments, expected a function without any"),
         (("survey", "task:problem", "--log", "runs/a", "--measure", "magic"), 1, "found 'magic'"),
         (("report", "runs/none"), 1, "runs/none"),
     ],

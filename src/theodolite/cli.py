@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -146,12 +147,18 @@ def _problem(target: str) -> Problem:
         raise typer.BadParameter(f"no module {module!r} here or installed", param_hint="TARGET") from error
     except AttributeError as error:
         raise typer.BadParameter(f"module {module!r} has no {name!r}", param_hint="TARGET") from error
+    if _needs_arguments(function):
+        raise typer.BadParameter(f"{target} takes arguments, expected a function without any", param_hint="TARGET")
     problem = function()
     if not isinstance(problem, Problem):
-        raise typer.BadParameter(
-            f"{target} returned a {type(problem).__name__}, expected a Problem", param_hint="TARGET"
-        )
+        raise typer.BadParameter(f"{target} returned {type(problem).__name__}, expected a Problem", param_hint="TARGET")
     return problem
+
+
+def _needs_arguments(function: Callable[..., Any]) -> bool:
+    parameters = inspect.signature(function).parameters.values()
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return any(each.default is each.empty and each.kind not in optional for each in parameters)
 
 
 def _progress() -> Progress:
