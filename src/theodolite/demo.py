@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from theodolite.forecasts import Finding, load
+from theodolite.forecasts.finding import SEVERITIES
 from theodolite.landscapes import plane
 from theodolite.measures import density
 from theodolite.monitor import Monitor
@@ -105,7 +106,6 @@ WATCHED, SURVEYED = 128, 256  # samples of the problem that is watched in traini
 TRAINING = 1437  # of 1,797 digits
 
 Progress = Callable[[str, float], None]
-SEVERITIES = ("critical", "warning", "info")
 
 
 def demonstrate(
