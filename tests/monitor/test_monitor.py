@@ -356,8 +356,9 @@ def test_only_a_first_run_of_unknown_cost_exceeds_the_budget(tmp_path: Path, mon
 
 
 def test_the_price_is_that_of_a_warm_product_over_all_data() -> None:
-    from theodolite.monitor.pricing import expected_products, product_seconds
+    from theodolite.monitor.pricing import expected_products
     from theodolite.operators import Hessian
+    from theodolite.operators.pricing import product_seconds
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 256), nn.Tanh(), nn.Linear(256, 10))

@@ -21,8 +21,9 @@ from theodolite.measures.stability import stability_and_vectors
 from theodolite.monitor.alarm import Alarm
 from theodolite.monitor.budget import Budget
 from theodolite.monitor.journal import Journal
-from theodolite.monitor.pricing import expected_products, product_seconds
+from theodolite.monitor.pricing import expected_products
 from theodolite.monitor.probe import Probe
+from theodolite.operators.pricing import product_seconds
 from theodolite.problem import Problem, undisturbed
 from theodolite.records import Event, Record, Scalars, Snapshot, Stability
 
