@@ -17,7 +17,7 @@ from families import BY_NAME
 from theodolite.errors import ProblemError, TheodoliteWarning
 from theodolite.landscapes import line, normalise, plane
 from theodolite.measures import spectrum, trace
-from theodolite.plans import MEASURES, survey
+from theodolite.plans import MEASURES, quote, survey
 from theodolite.problem import Problem
 from theodolite.records import Event, Record, read
 
@@ -91,10 +91,44 @@ def test_unknown_measures_are_refused_before_anything_runs(tmp_path: Path) -> No
     assert not (tmp_path / "log.jsonl").exists()
 
 
-def test_progress_is_told() -> None:
-    told: list[tuple[str, int, int]] = []
-    survey(BY_NAME["mlp"].problem(), measures=CHEAP, on_progress=lambda *args: told.append(args))
-    assert told == [("gradients", 0, 2), ("trace", 1, 2), ("done", 2, 2)]
+def test_progress_is_told_by_the_share_of_the_expected_work() -> None:
+    told: list[tuple[str, float]] = []
+    measures = ["gradients", "spectrum", "line"]
+    survey(BY_NAME["mlp"].problem(), measures=measures, on_progress=lambda what, share: told.append((what, share)))
+    parts = [share for _, share in told]
+    assert parts[0] == 0
+    assert parts[-1] == 1
+    assert parts == sorted(parts)
+    assert [what.partition(":")[0] for what, _ in told if ":" not in what] == [*measures, "done"]
+    assert any(what.startswith("spectrum: 7 products, worst residual") for what, _ in told)
+    assert ("line: 41 of 41 points", pytest.approx(1.0)) in told
+
+
+def test_a_survey_says_what_it_will_cost_and_keeps_to_it() -> None:
+    problem = BY_NAME["mlp"].problem()
+    quoted = quote(problem, measures=["gradients", "trace", "density", "line", lambda p: trace(p, probes=2)])
+    records = survey(problem, measures=["gradients", "trace", "density", "line"])
+    for (name, expected), record in zip(quoted.items, records, strict=False):
+        assert expected is not None
+        assert name == record.kind
+        assert (expected.products, expected.gradients) == (record.cost.products, record.cost.gradients)
+        assert expected.forwards == pytest.approx(record.cost.forwards, abs=1)
+    assert quoted.items[-1] == ("<lambda>", None)
+    assert "<lambda>: unknown" in str(quoted)
+    prices = quoted.prices
+    assert quoted.total.seconds == pytest.approx(prices.seconds(quoted.total))
+    assert 0 < prices.forward < prices.product
+
+
+def test_every_plan_is_made_of_measures_and_a_deeper_one_costs_more() -> None:
+    problem = BY_NAME["mlp"].problem()
+    totals = [quote(problem, measures=name).total for name in ("quick", "standard", "deep")]
+    assert totals[0].products < totals[1].products < totals[2].products
+    assert totals[0].forwards < totals[1].forwards < totals[2].forwards
+    with pytest.raises(
+        ProblemError, match=r"a plan among 'quick', 'standard', 'deep', found 'trace'.*measures=\['trace'\]"
+    ):
+        survey(problem, measures="trace")
 
 
 def test_nothing_is_resumed_from_another_criterion_architecture_engine_or_loss(tmp_path: Path) -> None:

@@ -67,20 +67,22 @@ def survey(
     log: Annotated[Path, typer.Option(help="Folder of the run log; appended to.")],
     checkpoint: Annotated[Path | None, typer.Option(help="Weights to load: a state dict or .safetensors.")] = None,
     step: Annotated[int | None, typer.Option(help="Optimiser step of the checkpoint.")] = None,
+    plan: Annotated[str, typer.Option(help="quick, standard or deep.")] = "standard",
     measure: Annotated[
-        list[str] | None, typer.Option(help="What to measure; repeat for several. Standard: all.")
+        list[str] | None, typer.Option(help="What to measure instead of a plan; repeat for several.")
     ] = None,
+    price: Annotated[bool, typer.Option("--price", help="Say what it will cost, and stop.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a finding is critical.")] = False,
 ) -> None:
-    """Measure a problem at one point; an interrupted survey resumes.
+    """Measure a problem at one point, saying first what it will cost; an interrupted survey resumes.
 
     Exits with 0 when every measure succeeded, 1 when one failed (the others are still taken and kept), 2 on wrong usage,
     3 with --strict when all succeeded and a finding is critical.
     """
     from theodolite.forecasts import load
     from theodolite.plans import FAILED as MEASURE_FAILED
-    from theodolite.plans import STANDARD
+    from theodolite.plans import chosen, quote
     from theodolite.plans import survey as run_survey
     from theodolite.problem.checkpoint import load_checkpoint
     from theodolite.records import Event
@@ -88,16 +90,26 @@ def survey(
     problem = _problem(target)
     if checkpoint is not None:
         load_checkpoint(problem.model, checkpoint)
+    asked = tuple(measure) if measure else plan
+    names = [each.name for each in chosen(asked)]
+    try:
+        console.print(str(quote(problem, measures=asked)), markup=False, highlight=False)
+    except TheodoliteError as error:  # a product may be impossible where other measures are not
+        if price:
+            raise
+        errors.print(f"What it will cost is unknown: {error}", markup=False, highlight=False)
+    if price:
+        return
     with _progress() as progress:
-        task = progress.add_task("starting", total=None)
-
-        def show(name: str, done: int, total: int) -> None:
-            progress.update(task, description=name, completed=done, total=total)
-
+        task = progress.add_task("starting", total=1.0)
         records = run_survey(
-            problem, measures=tuple(measure or STANDARD), log=log, step=step, seed=seed, on_progress=show
+            problem,
+            measures=asked,
+            log=log,
+            step=step,
+            seed=seed,
+            on_progress=lambda what, share: progress.update(task, description=what, completed=share),
         )
-    names = measure or STANDARD
     failed = [
         name
         for name, record in zip(names, records, strict=True)

@@ -1,0 +1,142 @@
+"""What can be asked for by name: measures with what they are expected to cost, and plans made of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+from theodolite.errors import ProblemError
+from theodolite.landscapes import line, plane
+from theodolite.measures import density, gradients, spectrum, trace
+from theodolite.problem import Problem
+from theodolite.problem.identity import identity
+from theodolite.records import Cost, Record
+
+Measure = Callable[[Problem], Record]
+PlanName = Literal["quick", "standard", "deep"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A measure with its options.
+
+    Args:
+        name: shown while it runs.
+        function: takes the problem and the options.
+        options: keywords for the function.
+        expected: passes over the data that it will take, without seconds; None where nobody knows.
+        plan: what is computed, in words that tell it from everything else; None where it cannot be told.
+    """
+
+    name: str
+    function: Callable[..., Record]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    expected: Cost | None = None
+    plan: str | None = None
+
+    def __call__(self, problem: Problem, *, seed: int, on_part: Callable[[str, float], None]) -> Record:
+        """Measure, telling what is going on and the share done."""
+        options = dict(self.options)
+        taken = inspect.signature(self.function).parameters
+        if "seed" in taken:
+            options["seed"] = seed
+        if "on_step" in taken and self.expected is not None:
+            total = self.expected.products
+            options["on_step"] = lambda done, worst: on_part(
+                f"{self.name}: {done} products, worst residual {worst:.0e}", min(done / total, 1.0)
+            )
+        if "on_point" in taken:
+            options["on_point"] = lambda done, total: on_part(f"{self.name}: {done} of {total} points", done / total)
+        return self.function(problem, **options)
+
+
+@final
+@dataclass(frozen=True)
+class _Named:
+    """A function with its standard options, and the passes over the data that options will take."""
+
+    function: Callable[..., Record]
+    options: Mapping[str, Any]
+    expected: Callable[[Mapping[str, Any]], Cost]
+
+
+def _spectrum_cost(options: Mapping[str, Any]) -> Cost:
+    """Lanczos takes 2 to 4 products a pair and about 10 more; 8 search for missed copies, one a pair verifies it."""
+    pairs = options["k"] * (2 if options["which"] == "both" else 1)
+    return Cost(products=18 + 4 * pairs, gradients=1)
+
+
+MEASURES: Mapping[str, _Named] = {
+    "gradients": _Named(gradients, {}, lambda options: Cost(gradients=1)),
+    "spectrum": _Named(spectrum, {"k": 5, "which": "both"}, _spectrum_cost),
+    "trace": _Named(trace, {"probes": 32}, lambda options: Cost(products=options["probes"], gradients=1)),
+    "density": _Named(
+        density,
+        {"probes": 4, "steps": 40},
+        lambda options: Cost(products=options["probes"] * options["steps"], gradients=1),
+    ),
+    "line": _Named(line, {"points": 41}, lambda options: Cost(forwards=options["points"])),
+    "plane": _Named(plane, {"points": 21}, lambda options: Cost(forwards=options["points"] ** 2)),
+}
+
+PLANS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "quick": {"gradients": {}, "spectrum": {"k": 1}, "line": {"points": 21}},
+    "standard": {"gradients": {}, "spectrum": {}, "trace": {}, "density": {}, "plane": {}},
+    "deep": {
+        "gradients": {},
+        "spectrum": {"k": 20},
+        "trace": {"probes": 128},
+        "density": {"probes": 8, "steps": 80},
+        "line": {},
+        "plane": {"points": 41},
+    },
+}
+
+
+def chosen(measures: str | Sequence[str | Measure]) -> tuple[Measurement, ...]:
+    """The measurements of a plan, or those of names and functions.
+
+    Args:
+        measures: the name of a plan, or a sequence of names and functions.
+
+    Raises:
+        ProblemError: a name is unknown.
+    """
+    if isinstance(measures, str):
+        if measures not in PLANS:
+            raise ProblemError(
+                f"Expected a plan among {', '.join(map(repr, PLANS))}, found {measures!r}. A single measure is asked for in a "
+                f"list, measures=[{measures!r}]; there are {', '.join(map(repr, MEASURES))}."
+            )
+        return tuple(by_name(name, **options) for name, options in PLANS[measures].items())
+    return tuple(by_name(each) if isinstance(each, str) else by_function(each) for each in measures)
+
+
+def by_name(name: str, **options: Any) -> Measurement:
+    """A named measure, with options that differ from its standard ones.
+
+    Raises:
+        ProblemError: the name is unknown.
+    """
+    if name not in MEASURES:
+        raise ProblemError(
+            f"Expected measures among {', '.join(map(repr, MEASURES))}, or functions of the problem, found {name!r}."
+        )
+    named = MEASURES[name]
+    asked = {**named.options, **options}
+    words = ", ".join(f"{key}={value!r}" for key, value in asked.items())
+    return Measurement(
+        name=name, function=named.function, options=asked, expected=named.expected(asked), plan=f"{name}({words})"
+    )
+
+
+def by_function(measure: Measure) -> Measurement:
+    """A function from the problem to a record; its code, closure and options are what tells it from others."""
+    name = str(getattr(getattr(measure, "func", measure), "__name__", type(measure).__name__))
+    content = identity(measure, strict=True)
+    return Measurement(
+        name=name, function=lambda problem: measure(problem), plan=None if content is None else f"{name} {content}"
+    )

@@ -1,0 +1,113 @@
+"""Measures of a problem at one point, kept and resumed through a run log."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any
+
+from theodolite.errors import TheodoliteWarning
+from theodolite.plans.menu import Measure, Measurement, chosen
+from theodolite.plans.price import shares
+from theodolite.problem import Problem
+from theodolite.records import Event, Log, Record, read
+
+Progress = Callable[[str, float], None]
+
+FAILED = "measure failed"
+
+
+def survey(
+    problem: Problem,
+    *,
+    measures: str | Sequence[str | Measure] = "standard",
+    log: str | os.PathLike[str] | None = None,
+    step: int | None = None,
+    seed: int = 0,
+    on_progress: Progress | None = None,
+) -> tuple[Record, ...]:
+    """Measure a problem at its current parameters.
+
+    With a log, every record is kept as soon as it is taken. A survey that was interrupted resumes: what the log holds
+    of the same measure at the same parameters, data, criterion, options and seed is taken from it instead of measured
+    again. A function counts as the same when its code, defaults, closure and the globals it names are; one that holds
+    what cannot be compared (an open file, a random generator) is measured every time. A measure that fails, whatever
+    with, is recorded as an event, with a warning, and the others go on.
+
+    Cost: ``theodolite.plans.quote`` tells it beforehand.
+
+    Args:
+        problem: what to survey.
+        measures: a plan, ``"quick"``, ``"standard"`` or ``"deep"``; or names (the keys of ``theodolite.plans.MEASURES``) and
+            functions from the problem to a record.
+        log: folder of the run log.
+        step: optimiser step, kept in the records.
+        seed: of all random numbers.
+        on_progress: called with what is going on and the share of the expected work that is done, from 0 to 1.
+
+    Returns:
+        One record for each measure, in order; an ``Event`` named ``"measure failed"`` for one that failed.
+
+    Raises:
+        ProblemError: a name is unknown, or the problem cannot be surveyed at all.
+        LogInUseError: another process writes to the log.
+
+    Example:
+        >>> import torch
+        >>> inputs, targets = torch.randn(64, 10), torch.randint(3, (64,))
+        >>> problem = Problem(torch.nn.Linear(10, 3), torch.nn.CrossEntropyLoss(), [(inputs, targets)])
+        >>> [record.kind for record in survey(problem, measures=["gradients", "trace"])]
+        ['gradients', 'trace']
+    """
+    asked = chosen(measures)
+    problem.ensure_checked()
+    point = problem.digest()
+    if log is None:
+        return tuple(_run_all(problem, asked, {}, point, None, step, seed, on_progress))
+    with Log(log) as book:
+        taken = {(record.context.get("plan"), record.context.get("point")): record for record in read(log)}
+        return tuple(_run_all(problem, asked, taken, point, book, step, seed, on_progress))
+
+
+def _run_all(
+    problem: Problem,
+    asked: Sequence[Measurement],
+    taken: dict[tuple[Any, Any], Record],
+    point: str,
+    log: Log | None,
+    step: int | None,
+    seed: int,
+    on_progress: Progress | None,
+) -> list[Record]:
+    records = []
+    widths = shares(asked)
+    for measurement, width, end in zip(asked, widths, accumulate(widths), strict=True):
+
+        def tell(what: str, part: float, width: float = width, end: float = end) -> None:
+            if on_progress is not None:
+                on_progress(what, min(end - width * (1 - part), 1.0))
+
+        tell(measurement.name, 0.0)
+        plan = None if measurement.plan is None else f"{measurement.plan} seed={seed}"
+        record = None if plan is None else taken.get((plan, point))
+        if record is None or record.step != step:
+            record = _run(problem, measurement, seed=seed, tell=tell).replace(step=step)
+            if plan is not None and not isinstance(record, Event):
+                record = record.replace(context={**record.context, "plan": plan, "point": point})
+            if log is not None:
+                log.append(record)
+        records.append(record)
+    if on_progress is not None:
+        on_progress("done", 1.0)
+    return records
+
+
+def _run(problem: Problem, measurement: Measurement, *, seed: int, tell: Progress) -> Record:
+    try:
+        return measurement(problem, seed=seed, on_part=tell)
+    except Exception as error:  # anything, out of memory too: the others may still succeed
+        message = f"{measurement.name} failed: {type(error).__name__}: {error}"
+        warnings.warn(message, TheodoliteWarning, stacklevel=2)
+        return Event(name=FAILED, message=message)
