@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from theodolite.errors import DerivativeError, TheodoliteError
-from theodolite.operators.graphs import GradientGraph, SandwichGraph, Tensors
+from theodolite.operators.graphs import GradientGraph, OutputGraph, Tensors
 from theodolite.operators.memory import counting_saved_bytes
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.data import move, split
@@ -248,7 +248,7 @@ def missing_derivative(error: BaseException, *, by_difference: bool = True) -> D
     )
 
 
-def refuse_wrong_jacobian(problem: Problem, graph: SandwichGraph, piece: Chunk) -> None:
+def refuse_wrong_jacobian(problem: Problem, graph: OutputGraph, piece: Chunk) -> None:
     """Check ⟨w, J Jᵀw⟩ = ‖Jᵀw‖² for a random w: J comes from double backward, Jᵀ does not.
 
     Functions marked ``once_differentiable`` raise no error here: the engine never runs the node that would, and J lacks

@@ -15,7 +15,7 @@ Tensors = tuple[Tensor, ...]
 
 
 class Graph(ABC):
-    """A symmetric product on one chunk, linear in its vector; the sum over chunks is the operator up to a factor.
+    """A product on one chunk, linear in its vector; the sum over chunks is the operator up to a factor.
 
     Args:
         leaves: the parameters that the graph was built on.
@@ -28,13 +28,13 @@ class Graph(ABC):
 
     @abstractmethod
     def vector(self, v: Tensors) -> Tensors:
-        """The product with one vector, given and returned as one tensor for each parameter."""
+        """The product with one vector, given as one tensor for each parameter; returned so by square operators."""
 
-    def loop(self, rows: Float[Tensor, "k n"], layout: Layout) -> Float[Tensor, "k n"]:
+    def loop(self, rows: Float[Tensor, "k n"], layout: Layout) -> Float[Tensor, "k m"]:
         """Products with k vectors, one after the other."""
         return torch.stack([layout.flatten(self.vector(layout.unflatten(row))) for row in rows])
 
-    def block(self, rows: Float[Tensor, "k n"], layout: Layout, *, width: int) -> Float[Tensor, "k n"]:
+    def block(self, rows: Float[Tensor, "k n"], layout: Layout, *, width: int) -> Float[Tensor, "k m"]:
         """Products with k vectors, ``width`` at a time through one vectorised backward pass.
 
         ``is_grads_batched=True`` would do the same but falls back to loops for convolutions, norms and activations and
@@ -74,17 +74,17 @@ class GradientGraph(Graph):
         )
 
 
-class SandwichGraph(Graph):
-    """Products with JᵀΛJ, where J is the Jacobian of the outputs and Λ acts on the outputs.
+class OutputGraph(Graph):
+    """The Jacobian J of the outputs of one chunk, and its transpose.
 
     J v is the derivative of Jᵀu in u, so that only reverse mode is needed; it has all operators that forward mode lacks.
     """
 
-    def __init__(self, outputs: Tensor, leaves: Tensors, weight: float, curvature: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, outputs: Tensor, leaves: Tensors, weight: float) -> None:
         super().__init__(leaves, weight)
-        self._outputs = outputs
-        self._curvature = curvature
-        self._dual = torch.zeros_like(outputs, requires_grad=True)
+        self.outputs = outputs
+        # One number seen as many: the derivative is taken in it, its values are never used.
+        self._dual = outputs.new_zeros(()).expand(outputs.shape).detach().requires_grad_()
         pulled: Sequence[Tensor] = ()
         if outputs.requires_grad:
             pulled = torch.autograd.grad(outputs, leaves, self._dual, create_graph=True, materialize_grads=True)
@@ -92,24 +92,39 @@ class SandwichGraph(Graph):
         self._pulled = tuple(pulled[index] for index in self._active)
 
     def vector(self, v: Tensors) -> Tensors:
+        return (self.push(v),)
+
+    def push(self, v: Tensors) -> Tensor:
+        """J v, of the shape of the outputs."""
         if not self._active:
-            return tuple(torch.zeros_like(leaf) for leaf in self.leaves)
+            return torch.zeros_like(self.outputs)
         directions = tuple(v[index] for index in self._active)
         (pushed,) = torch.autograd.grad(self._pulled, self._dual, directions, retain_graph=True, materialize_grads=True)
-        return torch.autograd.grad(
-            self._outputs, self.leaves, self._curvature(pushed), retain_graph=True, materialize_grads=True
-        )
+        return pushed
+
+    def pull(self, u: Tensor) -> Tensors:
+        """Jᵀu, one tensor for each parameter."""
+        if not self.outputs.requires_grad:
+            return tuple(torch.zeros_like(leaf) for leaf in self.leaves)
+        return torch.autograd.grad(self.outputs, self.leaves, u, retain_graph=True, materialize_grads=True)
 
     def adjoint_forms(self, *, seed: int) -> tuple[float, float]:
         """⟨w, J Jᵀw⟩ and ‖Jᵀw‖² for a random w, equal where J and Jᵀ are adjoint."""
-        if not self._outputs.requires_grad:
-            return 0.0, 0.0
         generator = torch.Generator().manual_seed(seed)
-        w = torch.randn(self._outputs.shape, generator=generator, dtype=torch.float64).to(self._outputs)
-        pulled = torch.autograd.grad(self._outputs, self.leaves, w, retain_graph=True, materialize_grads=True)
+        w = torch.randn(self.outputs.shape, generator=generator, dtype=torch.float64).to(self.outputs)
+        pulled = self.pull(w)
         backward = sum(float(part.double().square().sum()) for part in pulled)
+        return float((w.double() * self.push(pulled).double()).sum()), backward
+
+
+class SandwichGraph(OutputGraph):
+    """Products with JᵀΛJ, where J is the Jacobian of the outputs and Λ acts on the outputs."""
+
+    def __init__(self, outputs: Tensor, leaves: Tensors, weight: float, curvature: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(outputs, leaves, weight)
+        self._curvature = curvature
+
+    def vector(self, v: Tensors) -> Tensors:
         if not self._active:
-            return 0.0, backward
-        directions = tuple(pulled[index] for index in self._active)
-        (pushed,) = torch.autograd.grad(self._pulled, self._dual, directions, retain_graph=True, materialize_grads=True)
-        return float((w.double() * pushed.double()).sum()), backward
+            return tuple(torch.zeros_like(leaf) for leaf in self.leaves)
+        return self.pull(self._curvature(self.push(v)))

@@ -24,7 +24,7 @@ from theodolite.operators.certificate import (
     missing_derivative,
     refuse_wrong_jacobian,
 )
-from theodolite.operators.graphs import Graph, SandwichGraph
+from theodolite.operators.graphs import Graph, OutputGraph
 from theodolite.operators.memory import counting_saved_bytes
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.parameters import Selection
@@ -38,7 +38,7 @@ Whole = TypeVar("Whole", bound="ProblemOperator")
 
 
 class ProblemOperator(LinearOperator):
-    """A symmetric n×n operator that is a sum over the chunks of a problem's data.
+    """An operator on the parameters that is a sum over the chunks of a problem's data, symmetric unless it has rows.
 
     Graphs of chunks are kept between products while they fit the problem's memory cap and rebuilt beyond it. Blocks of
     vectors go through one vectorised backward pass or a loop, whichever a timed trial on the first block finds faster.
@@ -47,6 +47,7 @@ class ProblemOperator(LinearOperator):
 
     Args:
         problem: what to differentiate.
+        rows: number of rows of an operator that has one part for each chunk instead of their sum; None for n.
 
     Attributes:
         products: products with one vector so far.
@@ -58,8 +59,9 @@ class ProblemOperator(LinearOperator):
     name = "operator"
     by_difference = False
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(shape=(problem.n, problem.n), dtype=problem.dtype, device=problem.device, symmetric=True)
+    def __init__(self, problem: Problem, *, rows: int | None = None) -> None:
+        m = problem.n if rows is None else rows
+        super().__init__(shape=(m, problem.n), dtype=problem.dtype, device=problem.device, symmetric=rows is None)
         self.problem = problem
         self.products = 0
         self.seconds = 0.0
@@ -93,7 +95,11 @@ class ProblemOperator(LinearOperator):
         Raises:
             ParameterError: no parameter of the problem matches.
         """
-        return type(self)(self.problem.select(pattern))
+        return self._on(self.problem.select(pattern))
+
+    def _on(self: Whole, problem: Problem) -> Whole:
+        """The same operator of another problem."""
+        return type(self)(problem)
 
     @property
     def engine(self) -> str:
@@ -192,18 +198,22 @@ class ProblemOperator(LinearOperator):
         def build(model: nn.Module) -> int:
             with counting_saved_bytes(point.leaves) as saved:
                 graph = self._graph(model, piece, point)
-            if isinstance(graph, SandwichGraph):
+            if isinstance(graph, OutputGraph):
                 refuse_wrong_jacobian(self.problem, graph, piece)
             return saved.total
 
         with self._naming_the_way_out():
             return self.problem.call(build, point) / piece.samples
 
-    def _walk(self, rows: Float[Tensor, "k n"], point: Point) -> Iterator[tuple[Graph, Chunk, Float[Tensor, "k n"]]]:
-        """Every chunk with its graph and products; graphs are kept on the way while they fit."""
+    def _walk(self, rows: Float[Tensor, "k n"], point: Point) -> Iterator[tuple[Graph, Chunk, Float[Tensor, "k m"]]]:
+        """Every chunk with its graph and products."""
+        for graph, chunk, buffers in self._visit(point):
+            yield graph, chunk, self._apply(graph, chunk, rows, point, buffers)
+
+    def _visit(self, point: Point) -> Iterator[tuple[Graph, Chunk, dict[str, Tensor]]]:
+        """Every chunk with its graph and the buffers that it was built on; graphs are kept on the way while they fit."""
         if self._complete:
-            for graph, chunk, buffers in self._kept:
-                yield graph, chunk, self._apply(graph, chunk, rows, point, buffers)
+            yield from self._kept
             return
         weights, samples, used = [], 0, 0.0
         for chunk in self.problem.chunks():
@@ -217,7 +227,7 @@ class ProblemOperator(LinearOperator):
                     self._kept.append((graph, chunk, buffers))
             weights.append(graph.weight)
             samples += chunk.samples
-            yield graph, chunk, self._apply(graph, chunk, rows, point, buffers)
+            yield graph, chunk, buffers
         self._complete = len(self._kept) == len(weights)
         self.chunks = sum(weight > 0 for weight in weights)
         self._factor = self._scale(torch.tensor(weights, dtype=torch.float64), samples)
@@ -230,12 +240,12 @@ class ProblemOperator(LinearOperator):
 
     def _apply(
         self, graph: Graph, chunk: Chunk, rows: Float[Tensor, "k n"], point: Point, buffers: dict[str, Tensor]
-    ) -> Float[Tensor, "k n"]:
+    ) -> Float[Tensor, "k m"]:
         return self.problem.call(
             lambda model: self._multiply(graph, chunk, rows), point, chunk=chunk.index, buffers=buffers
         )
 
-    def _multiply(self, graph: Graph, chunk: Chunk, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k n"]:
+    def _multiply(self, graph: Graph, chunk: Chunk, rows: Float[Tensor, "k n"]) -> Float[Tensor, "k m"]:
         with self._naming_the_way_out():
             if rows.shape[0] == 1 or self._route == "loop":
                 return graph.loop(rows, self.problem.layout)
@@ -261,7 +271,7 @@ class ProblemOperator(LinearOperator):
                 raise missing_derivative(error, by_difference=self.by_difference) from error
             raise
 
-    def _trial(self, graph: Graph, rows: Float[Tensor, "k n"], width: int) -> Float[Tensor, "k n"]:
+    def _trial(self, graph: Graph, rows: Float[Tensor, "k n"], width: int) -> Float[Tensor, "k m"]:
         """Time both routes on the first few vectors, keep the faster one, and say so."""
         layout, few = self.problem.layout, rows[:TRIAL]
         start = clock(self.problem)
