@@ -1,31 +1,41 @@
 """Matrix-free linear algebra: knows matvecs, never models."""
 
+from theodolite.linalg.blocks import BlockDiagonal
 from theodolite.linalg.cg import Solution, cg
 from theodolite.linalg.composites import Compression, Product, Scaled, Submatrix, Sum
+from theodolite.linalg.kronecker import Kronecker, RotatedDiagonal
+from theodolite.linalg.decomposition import Decomposition, decompose
+from theodolite.linalg.integrals import Integral, integrate
 from theodolite.linalg.lanczos import Eigenpairs, lanczos
 from theodolite.linalg.missing import Deflated, misses_eigenvalues
 from theodolite.linalg.operator import LinearOperator
-from theodolite.linalg.quadrature import Quadrature, integrate, slq
+from theodolite.linalg.quadrature import Quadrature, slq
 from theodolite.linalg.structured import Congruence, Dense, Diagonal, Identity
 from theodolite.linalg.trace import TraceEstimate, hutchinson, hutchpp
 
 __all__ = [
+    "BlockDiagonal",
     "Compression",
     "Congruence",
+    "Decomposition",
     "Deflated",
     "Dense",
     "Diagonal",
     "Eigenpairs",
     "Identity",
+    "Integral",
+    "Kronecker",
     "LinearOperator",
     "Product",
     "Quadrature",
+    "RotatedDiagonal",
     "Scaled",
     "Solution",
     "Submatrix",
     "Sum",
     "TraceEstimate",
     "cg",
+    "decompose",
     "hutchinson",
     "hutchpp",
     "integrate",

@@ -33,7 +33,7 @@ class Diagonal(LinearOperator):
     """
 
     def __init__(self, entries: Float[Tensor, " n"]) -> None:
-        _refuse_non_finite(entries, "Diagonal")
+        refuse_non_finite(entries, "Diagonal")
         super().__init__(shape=(len(entries), len(entries)), dtype=entries.dtype, device=entries.device, symmetric=True)
         self.entries = entries
 
@@ -51,7 +51,7 @@ class Dense(LinearOperator):
     """
 
     def __init__(self, matrix: Float[Tensor, "m n"], *, symmetric: bool | None = None) -> None:
-        _refuse_non_finite(matrix, "Dense")
+        refuse_non_finite(matrix, "Dense")
         m, n = matrix.shape
         if symmetric is None:
             symmetric = m == n and torch.equal(matrix, matrix.T)
@@ -91,7 +91,8 @@ class Congruence(LinearOperator):
         return f"D·({self.operator._expression()})·D"
 
 
-def _refuse_non_finite(entries: Tensor, name: str) -> None:
+def refuse_non_finite(entries: Tensor, name: str) -> None:
+    """Raise if an entry is NaN or infinite."""
     bad = int((~torch.isfinite(entries)).sum())
     if bad:
         raise NonFiniteError(f"{name} needs finite entries, {bad} of {entries.numel()} are NaN or infinite.")
