@@ -24,6 +24,7 @@ from theodolite.errors import (
 )
 from theodolite.operators import GGN, GradientCovariance, Hessian
 from theodolite.problem import Problem
+from theodolite.problem.options import Options
 
 
 def linear() -> nn.Module:
@@ -36,11 +37,6 @@ def batch(n: int = 8) -> tuple[Tensor, Tensor]:
 
 def problem(batches: Any, model: nn.Module | None = None, criterion: Any = None, **options: Any) -> Problem:
     return Problem(model or linear(), criterion or nn.CrossEntropyLoss(), batches, **options)
-
-
-def unchecked(batches: Any, **options: Any) -> None:
-    """A problem past the type checker of the tests, which users do not run and which would refuse it first."""
-    inspect.unwrap(Problem._build)(object.__new__(Problem), linear(), None, batches, **options)
 
 
 # ------------------------------------------------------------------------------------------------------------- batches
@@ -300,7 +296,8 @@ def test_batchnorm_without_stored_statistics_couples_samples_even_in_evaluation(
 )
 def test_unknown_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ProblemError, match=message):
-        unchecked([batch()], **options)
+        # Past the type checker of the tests, which users do not run and which would refuse it first.
+        inspect.unwrap(Options.__init__)(object.__new__(Options), **options)
 
 
 def test_unknown_options_of_a_replacement() -> None:

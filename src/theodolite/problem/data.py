@@ -54,6 +54,11 @@ class Batches:
         """Whether the batches were given as a list or tuple, which cannot change between passes."""
         return isinstance(self._source, list | tuple)
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether a walk costs no loading."""
+        return self._kept is not None
+
     def first(self) -> Any:
         """The first batch, the same object at every call: starting a loader's workers takes seconds."""
         if self._first is None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -19,14 +20,13 @@ from theodolite.problem.data import Batches, move, split
 from theodolite.problem.guard import seed_everything, undisturbed
 from theodolite.problem.identity import architecture, identity
 from theodolite.problem.memory import spare_memory
+from theodolite.problem.model import common_dtype, device_of, on_batch_statistics, unwrapped
 from theodolite.problem.numerics import exact_arithmetic
 from theodolite.problem.objective import CriterionObjective, LossObjective, Objective
+from theodolite.problem.options import Engine, Mode, Options
 from theodolite.problem.parameters import Layout, Selection, select_parameters
-
-Mode = Literal["eval", "train", "as is"]
-Engine = Literal["auto", "retained", "vmap", "fresh", "difference"]
-MODES = ("eval", "train", "as is")
-ENGINES = ("auto", "retained", "vmap", "fresh", "difference")
+from theodolite.problem.point import Point, read_point, version_of
+from theodolite.problem.subsets import Drawn, Rows, first_batches, first_samples
 
 T = TypeVar("T")
 
@@ -38,27 +38,6 @@ class Chunk:
     index: int
     batch: Any
     samples: int
-
-
-@dataclass(frozen=True)
-class Point:
-    """Parameters and buffers at which the problem is evaluated.
-
-    Args:
-        leaves: the selected parameters, one tensor each, that derivatives are taken in.
-        constants: all other parameters.
-        buffers: values of the buffers, cloned for every evaluation.
-        version: changes when an optimiser or ``load_state_dict`` writes to the model.
-    """
-
-    leaves: tuple[Tensor, ...]
-    constants: Mapping[str, Tensor]
-    buffers: Mapping[str, Tensor]
-    version: tuple[object, ...]
-
-    def fresh_buffers(self) -> dict[str, Tensor]:
-        """Copies that an evaluation may write to."""
-        return {name: buffer.clone() for name, buffer in self.buffers.items()}
 
 
 class Problem:
@@ -110,22 +89,18 @@ class Problem:
         seed: int = 0,
         memory: int | None = None,
     ) -> None:
-        self._build(
-            model,
-            CriterionObjective(recognise(criterion)),
-            batches,
-            params=params,
-            mode=mode,
-            dtype=dtype,
-            microbatch=microbatch,
-            engine=engine,
-            seed=seed,
-            memory=memory,
-        )
+        options = Options(mode=mode, dtype=dtype, microbatch=microbatch, engine=engine, seed=seed, memory=memory)
+        self._build(model, CriterionObjective(recognise(criterion)), batches, params, options)
 
     @classmethod
     def from_loss(
-        cls, model: nn.Module, loss_fn: Callable[[nn.Module, Any], Any], batches: Iterable[Any], **options: Any
+        cls,
+        model: nn.Module,
+        loss_fn: Callable[[nn.Module, Any], Any],
+        batches: Iterable[Any],
+        *,
+        params: Selection = None,
+        **options: Any,
     ) -> Problem:
         """A problem whose loss is any function of model and batch.
 
@@ -135,50 +110,39 @@ class Problem:
                 when batches weigh by their own denominator, or an output with ``.loss``. A Hugging Face batch with
                 ``labels`` weighs by its valid labels.
             batches: re-iterable of anything that ``loss_fn`` takes.
+            params: as for ``Problem``.
             **options: as for ``Problem``.
         """
         problem = cls.__new__(cls)
-        problem._build(model, LossObjective(loss_fn), batches, **options)
+        problem._build(model, LossObjective(loss_fn), batches, params, Options(**options))
         return problem
 
     def _build(
-        self,
-        model: nn.Module,
-        objective: Objective,
-        batches: Iterable[Any],
-        *,
-        params: Selection = None,
-        mode: Mode = "eval",
-        dtype: torch.dtype | None = None,
-        microbatch: int | None = None,
-        engine: Engine = "auto",
-        seed: int = 0,
-        memory: int | None = None,
+        self, model: nn.Module, objective: Objective, batches: Iterable[Any], params: Selection, options: Options
     ) -> None:
-        _one_of("mode", mode, MODES)
-        _one_of("engine", engine, ENGINES)
-        if microbatch is not None and microbatch < 1:
-            raise ProblemError(f"Expected microbatch to be at least 1 sample or None, found {microbatch}.")
-        if dtype is not None and not dtype.is_floating_point:
-            raise ProblemError(f"Expected dtype to be a floating-point type, found {dtype}. Use torch.float64.")
-        self.model = _unwrap(model)
+        self.model = unwrapped(model)
         self.objective = objective
         self.batches = batches if isinstance(batches, Batches) else Batches(batches)
-        self.device = _one_device(self.model)
-        parameters = select_parameters(self.model, params)
-        self.layout = Layout(tuple(parameters), tuple(parameter.shape for parameter in parameters.values()))
-        self.mode: Mode = mode
-        self.cast = dtype
-        self.dtype = dtype or _common_dtype(parameters)
-        self.microbatch = microbatch
-        self.engine: Engine = engine
-        self.seed = seed
-        self._memory = memory
+        self.device = device_of(self.model)
+        self._selected = select_parameters(self.model, params)
+        self.layout = Layout(tuple(self._selected), tuple(parameter.shape for parameter in self._selected.values()))
+        self._samples: int | None = None
+        self._share = 1.0
+        self._drawn_from: int | None = None
+        self._depth = 0
+        self._take_options(options)
+
+    def _take_options(self, options: Options) -> None:
+        self.options = options
+        self.mode: Mode = options.mode
+        self.cast = options.dtype
+        self.dtype = options.dtype or common_dtype(self._selected)
+        self.microbatch = options.microbatch
+        self.engine: Engine = options.engine
+        self.seed = options.seed
         self.certificates: dict[tuple[str, ...], object] = {}
         self._checked = False
         self._point: Point | None = None
-        self._samples: int | None = None
-        self._depth = 0
         self._refuse_coupled_microbatches()
 
     # ------------------------------------------------------------------------------------------------- what it is
@@ -198,12 +162,12 @@ class Problem:
     @property
     def memory(self) -> int:
         """Bytes that graphs and blocks of vectors may take."""
-        return spare_memory(self.device) if self._memory is None else self._memory
+        return spare_memory(self.device) if self.options.memory is None else self.options.memory
 
     @property
     def batchnorm(self) -> str | None:
         """Which statistics BatchNorm uses, None without BatchNorm."""
-        batch = self._on_batch_statistics()
+        batch = on_batch_statistics(self.model, mode=self.mode)
         if not batch:
             return None
         if all(batch):
@@ -212,14 +176,9 @@ class Problem:
 
     @property
     def coupled(self) -> bool:
-        """Whether the loss of a sample depends on the other samples of its batch (BatchNorm on batch statistics)."""
-        return any(self._on_batch_statistics())
-
-    def _on_batch_statistics(self) -> list[bool]:
-        """For every BatchNorm, whether it normalises by its batch: in training, and without stored statistics always."""
-        norms = [module for module in self.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-        fixed = {"eval": False, "train": True}.get(self.mode)
-        return [(norm.training if fixed is None else fixed) or norm.running_mean is None for norm in norms]
+        """Whether the loss of a sample depends on the other samples of its batch (BatchNorm on batch statistics, or a
+        criterion of whole batches such as a contrastive one)."""
+        return any(on_batch_statistics(self.model, mode=self.mode)) or self.objective.couples()
 
     def select(self, params: Selection) -> Problem:
         """The same problem as a function of other parameters.
@@ -234,30 +193,110 @@ class Problem:
                 f"None of the parameters of this problem matches {params!r}. It has {self.layout.names}."
             )
         other = copy.copy(self)
-        shapes = dict(zip(self.layout.names, self.layout.shapes, strict=True))
-        other.layout = Layout(names, tuple(shapes[name] for name in names))
+        other._selected = {name: self._selected[name] for name in names}
+        other.layout = Layout(names, tuple(parameter.shape for parameter in other._selected.values()))
         other._point = None
         other._depth = 0
         return other
 
     def replace(self, **changes: Any) -> Problem:
         """The same problem with other options (``mode``, ``dtype``, ``microbatch``, ``engine``, ``seed``, ``memory``)."""
-        options: dict[str, Any] = {
-            "mode": self.mode,
-            "dtype": self.cast,
-            "microbatch": self.microbatch,
-            "engine": self.engine,
-            "seed": self.seed,
-            "memory": self._memory,
-        }
-        unknown = changes.keys() - options.keys()
-        if unknown:
-            raise ProblemError(f"Expected options among {sorted(options)}, found {sorted(unknown)}.")
-        other = Problem.__new__(Problem)
-        names = set(self.layout.names)
-        other._build(
-            self.model, self.objective, self.batches, params=lambda name, _: name in names, **(options | changes)
-        )
+        known = {field.name for field in dataclasses.fields(Options)}
+        if unknown := changes.keys() - known:
+            raise ProblemError(f"Expected options among {sorted(known)}, found {sorted(unknown)}.")
+        other = copy.copy(self)
+        other._depth = 0
+        other._take_options(dataclasses.replace(self.options, **changes))
+        return other
+
+    # -------------------------------------------------------------------------------------------- parts of its data
+
+    def take(self, samples: int, *, seed: int = 0) -> Problem:
+        """The same problem on the first ``samples`` of its data in a random order: a smaller, cheaper sample of the same loss.
+
+        Takes of one seed are nested, each a part of every larger one, so that what a measure learnt on the smaller one holds on
+        part of the larger. Losses, gradients and products of a part estimate those of the whole, also for a criterion that
+        sums. Certificate and checks carry over. Where BatchNorm or the criterion couples the samples of a batch, whole batches are
+        taken, as few as hold that many samples.
+
+        Cost: one walk over the data without the model, and a copy of what is taken.
+
+        Args:
+            samples: how many; all of them from the number that there are.
+            seed: of the order.
+
+        Raises:
+            ProblemError: samples is less than 1.
+
+        Example:
+            >>> inputs, targets = torch.randn(64, 10), torch.randint(3, (64,))
+            >>> problem = Problem(nn.Linear(10, 3), nn.CrossEntropyLoss(), [(inputs, targets)])
+            >>> problem.take(16).samples
+            16
+        """
+        if samples < 1:
+            raise ProblemError(f"Expected at least 1 sample to take, found {samples}.")
+        if samples >= self.samples:
+            return self
+        return self._divided(samples, seed=seed)[0]
+
+    def split_halves(self, *, seed: int = 0) -> tuple[Problem, Problem]:
+        """Two problems on a random half of the data each, the first with the odd sample.
+
+        What both agree on is not an accident of the sample: an eigenvector of one half has the Rayleigh quotient on the other
+        that fresh data would give it, without the upward bias of the largest eigenvalue on its own data. The means of losses,
+        gradients and Hessians of the halves, weighted by their weights, are those of the whole.
+
+        Cost: one walk over the data without the model, and a copy of it.
+
+        Args:
+            seed: of the order; the first half is ``take`` of half of the samples.
+
+        Raises:
+            DataError: there is but one sample, or one batch whose samples are coupled.
+        """
+        if (len(list(self.batches)) if self.coupled else self.samples) < 2:
+            raise DataError(
+                f"Expected two samples or more to halve, found {self.samples}"
+                + (" in one batch whose samples are coupled. Use smaller batches." if self.coupled else ".")
+            )
+        return self._divided(-(-self.samples // 2), seed=seed)
+
+    def growing(self, *, start: int = 64, factor: float = 2.0, seed: int = 0) -> Iterator[Problem]:
+        """Nested problems on more and more of the data, the last on all of it: for a sample as large as an error demands.
+
+        Cost: one walk over the data for each, and a copy of what is taken.
+
+        Args:
+            start: samples of the first.
+            factor: how many times more each next one has, more than 1.
+            seed: of the order.
+
+        Raises:
+            ProblemError: start or factor make no sense.
+        """
+        if start < 1 or not factor > 1:
+            raise ProblemError(f"Expected start of at least 1 and a factor above 1, found {start} and {factor}.")
+        size = start
+        while size < self.samples:
+            yield self.take(size, seed=seed)
+            size = max(size + 1, int(size * factor))
+        yield self
+
+    def _divided(self, samples: int, *, seed: int) -> tuple[Problem, Problem]:
+        """The problem on the first samples of a random order, and on the rest."""
+        sizes = [self.objective.samples(batch) for batch in self.batches]
+        first, rest = (first_batches if self.coupled else first_samples)(sizes, count=samples, seed=seed)
+        return self._on(sizes, first), self._on(sizes, rest)
+
+    def _on(self, sizes: list[int], chosen: list[Rows]) -> Problem:
+        other = copy.copy(self)
+        drawn = Drawn(self.batches, sizes, chosen)
+        other._samples = sum(map(len, chosen))
+        other._share = self._share * other._samples / sum(sizes)
+        other._drawn_from = self._drawn_from or sum(sizes)
+        other.batches = Batches(list(drawn) if self.batches.in_memory else drawn)
+        other._depth = 0
         return other
 
     def digest(self) -> str:
@@ -299,6 +338,8 @@ class Problem:
             "device": str(self.device),
             "torch": torch.__version__,
         }
+        if self._drawn_from is not None:
+            found["drawn from"] = self._drawn_from
         if self.microbatch is not None:
             found["microbatch"] = self.microbatch
         if self.batchnorm is not None:
@@ -332,7 +373,7 @@ class Problem:
         """The current parameters and buffers, cast to the problem's dtype, without copying where none is needed."""
         version = self._version()
         if self._point is None or self._point.version != version:
-            self._point = self._read_point(version)
+            self._point = read_point(self.model, self.layout.names, cast=self.cast, version=version)
         return self._point
 
     def displaced(self, leaves: tuple[Tensor, ...]) -> Point:
@@ -449,13 +490,13 @@ class Problem:
             yield chunk, *self.call(differentiate, point, chunk=chunk.index)
 
     def total_weight(self, weights: Float[Tensor, " c"]) -> float:
-        """What the summed totals are divided by.
+        """What the summed totals are divided by: their weights; for a criterion that sums, the share of the data taken.
 
         Raises:
             DataError: nothing in the data counts.
         """
         if not self.objective.averages():
-            return 1.0
+            return self._share
         weight = float(weights.sum())
         if weight <= 0:
             raise DataError(
@@ -467,30 +508,16 @@ class Problem:
     # ----------------------------------------------------------------------------------------------------- internals
 
     def _version(self) -> tuple[object, ...]:
-        """What changes with the loss: counters of in-place writes, addresses, sums of the values, modes, the criterion.
-
-        The sums see writes through ``.data``, as of many averaging schemes, which the counters do not.
-        """
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        counts = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        sums = _sums([tensor for tensor in tensors if tensor.is_floating_point()])
+        """What changes with the loss: values of the model, modes where they are as found, settings of the criterion."""
         modes = [module.training for module in self.model.modules()] if self.mode == "as is" else []
-        return (*counts, *addresses, *sums, *modes, *self.objective.settings())
-
-    def _read_point(self, version: tuple[object, ...]) -> Point:
-        parameters = {name: self._converted(parameter) for name, parameter in self.model.named_parameters()}
-        leaves = tuple(parameters.pop(name).requires_grad_() for name in self.layout.names)
-        buffers = {name: self._converted(buffer) for name, buffer in self.model.named_buffers()}
-        return Point(leaves, parameters, buffers, version)
-
-    def _converted(self, tensor: Tensor) -> Tensor:
-        """A tensor that shares storage where the dtype stays, so that no memory is taken, but no history or hooks."""
-        with torch.inference_mode(False):
-            detached = tensor.detach().clone() if tensor.is_inference() else tensor.detach()
-            return detached.to(self.cast) if self.cast is not None and tensor.is_floating_point() else detached
+        return (*version_of(self.model), *modes, *self.objective.settings())
 
     def _refuse_coupled_microbatches(self) -> None:
+        if self.microbatch is not None and self.objective.couples():
+            raise ProblemError(
+                "Expected microbatch=None with a criterion that couples the samples of a batch, found "
+                f"microbatch={self.microbatch}: the pieces would be compared apart and the loss would change. Use smaller batches."
+            )
         if self.microbatch is not None and self.coupled:
             raise ProblemError(
                 f"Expected microbatch=None with BatchNorm on batch statistics, found microbatch={self.microbatch}: the pieces "
@@ -524,49 +551,3 @@ def non_finite_loss(value: float, *, where: str = "the current parameters") -> N
         f"Expected a finite loss at {where}, found {value}. Derivatives do not exist there. Check the inputs for NaN, and "
         "whether training has diverged (an earlier checkpoint may still be finite)."
     )
-
-
-def _sums(tensors: list[Tensor]) -> list[float]:
-    """Two numbers for each tensor: its norm, and the sum of its first half, which a permutation changes too."""
-    if not tensors:
-        return []
-    with torch.no_grad():
-        norms = torch._foreach_norm(tensors)
-        halves = [tensor.detach().reshape(-1)[: (tensor.numel() + 1) // 2].sum() for tensor in tensors]
-        return torch.stack([value.double() for value in (*norms, *halves)]).nan_to_num(nan=-1.0).tolist()
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    """Take off torch.compile and data-parallel wrappers, which hide parameters and break double backward."""
-    while True:
-        if isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
-            model = inner
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            return model
-
-
-def _one_device(model: nn.Module) -> torch.device:
-    devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
-    if len(devices) > 1:
-        raise ProblemError(
-            f"Expected all parameters and buffers on one device, found {sorted(map(str, devices))}. "
-            "Move the model with model.to(device)."
-        )
-    device = next(iter(devices), torch.device("cpu"))
-    if device.type == "meta":
-        raise ProblemError("Expected a model with values, found parameters on the meta device. Load its weights first.")
-    return device
-
-
-def _common_dtype(parameters: Mapping[str, nn.Parameter]) -> torch.dtype:
-    dtype = next(iter(parameters.values())).dtype
-    for parameter in parameters.values():
-        dtype = torch.promote_types(dtype, parameter.dtype)
-    return dtype
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ProblemError(f"Expected {name} to be one of {', '.join(map(repr, allowed))}, found {value!r}.")
