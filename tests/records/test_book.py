@@ -62,8 +62,8 @@ def test_series_is_in_order_of_step_where_a_run_was_resumed(tmp_path):
 
 def test_series_refuses_what_is_not_a_number(folder):
     book = read(folder)
-    with pytest.raises(ValueError, match=r"Spectrum has no field 'sharpness'; it has .*eigenvalues.*max_learning_rate"):
-        book.series(Spectrum, "sharpness")
+    with pytest.raises(ValueError, match=r"Spectrum has no field 'flatness'; it has .*eigenvalues.*max_learning_rate"):
+        book.series(Spectrum, "flatness")
     with pytest.raises(ValueError, match=r"Spectrum.operator is not a number; use select\(Spectrum\)"):
         book.series(Spectrum, "operator")
     with Log(folder) as log:

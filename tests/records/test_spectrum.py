@@ -77,3 +77,96 @@ def test_all_converged_means_all():
     assert spectrum().all_converged
     assert not spectrum(converged=np.array([True, True, False])).all_converged
     assert isinstance(spectrum().max_learning_rate, Estimate)
+
+
+def with_rules(*eigenvalues, k, **changes):
+    """The k largest eigenvalues of a spectrum that is known whole."""
+    values = np.sort(np.array(eigenvalues, dtype=float))[::-1]
+    count = len(values)
+    rules = {"nodes": values[None], "weights": np.full((1, count), 1 / count), "deflated": count, "size": count}
+    sums = {"trace": values.sum(), "trace_stderr": 0.0, "frobenius": np.linalg.norm(values), "frobenius_stderr": 0.0}
+    return of(*values[:k], **({"which": "largest", "probes": 1} | rules | sums | changes))
+
+
+def test_criteria_of_lla_by_hand():
+    # Spec A2: diag(−1, 2, 4) with equal weights.
+    record = of(4.0, 2.0, -1.0, krylov_nodes=np.array([-1.0, 2.0, 4.0]), krylov_weights=np.full(3, 1 / 3))
+    assert (record.re, record.re_unsigned) == (0.25, 0.25)
+    assert record.Kh(0.5).value == pytest.approx(0.2928932188)
+    assert (of(2.0, 1.0, 0.5).re_unsigned, of(0.0, -1.0).re_unsigned) == (0.25, math.inf)
+    convex = of(2.0, krylov_nodes=np.array([1.0, 2.0]), krylov_weights=np.array([0.5, 0.5]))
+    assert convex.Kh().value == 0
+    with pytest.raises(ValueError, match="Measure it without start="):
+        of(1.0).Kh()
+
+
+def test_what_was_not_measured_is_named():
+    record = of(2.0, 1.0)
+    for name in ("negative_mass", "density", "conditioning", "effective_rank", "bulk", "type"):
+        with pytest.raises(ValueError, match=r"holds eigenpairs alone.*measure it with probes=12"):
+            getattr(record, name)
+    assert math.isnan(record.trace_estimate.value)
+    assert record.by_layer == {}
+
+
+def test_effective_rank_counts_equal_eigenvalues():
+    assert with_rules(3.0, 3.0, 3.0, 0.0, 0.0, k=2).effective_rank.value == pytest.approx(3)
+    noisy = with_rules(2.0, 1.0, k=1, trace_stderr=0.3, frobenius_stderr=0.0, probes=5)
+    assert noisy.effective_rank.stderr == pytest.approx(2 * (9 / 5) * 0.1)
+    assert noisy.effective_rank.degrees == 4
+
+
+def test_outliers_stand_above_the_bulk():
+    rng = np.random.default_rng(0)
+    bulk = 0.01 * rng.standard_normal(500)
+    record = with_rules(*bulk, 5.0, 4.0, 3.0, k=6)
+    np.testing.assert_array_equal(record.outliers(), [5.0, 4.0, 3.0])
+    assert record.gap() == 3
+    assert record.decay(3) == pytest.approx(5.0 / np.sort(bulk)[-1])
+    assert record.conditioning == pytest.approx(5.0 / record.median_magnitude)
+    with pytest.raises(ValueError, match=r"All 2 largest eigenvalues lie more than 10 scales .*larger k than 2"):
+        with_rules(*bulk, 5.0, 4.0, 3.0, k=2).outliers()
+    with pytest.raises(ValueError, match=r"decay\(6\) needs the 7 largest eigenvalues; this spectrum holds 6"):
+        record.decay(6)
+    with pytest.raises(ValueError, match=r"gap.*needs two positive"):
+        of(1.0, -1.0).gap()
+
+
+def test_the_upper_end_of_both():
+    np.testing.assert_array_equal(of(5.0, 4.0, 3.0, -1.0, -2.0, which="both").top, [5.0, 4.0, 3.0])
+    assert of(-1.0, which="smallest").top.size == 0
+
+
+def test_sharpness_is_a_third_of_the_way_to_the_halves():
+    record = spectrum(split_half=10.34, context={"chunks": 5})
+    assert record.sharpness == Estimate((2 * 12.34 + 10.34) / 3, 0.5, 4)
+    assert spectrum().sharpness == Estimate(12.34, 0.5, None)
+
+
+def test_subspaces_are_compared_by_principal_angles():
+    angle = 0.3
+    first = of(2.0, 1.0, eigenvectors=np.eye(3)[:2], size=3)
+    turned = np.array([[1.0, 0.0, 0.0], [0.0, math.cos(angle), math.sin(angle)]])
+    second = of(2.0, 1.0, eigenvectors=turned, size=3)
+    np.testing.assert_allclose(first.angles(second), [0.0, angle], atol=1e-7)
+    assert first.overlap(second) == pytest.approx((1 + math.cos(angle) ** 2) / 2)
+    assert first.overlap(of(2.0, 1.0, eigenvectors=turned[::-1], size=3)) == pytest.approx(first.overlap(second))
+    with pytest.raises(ValueError, match="holds no eigenvectors"):
+        first.overlap(of(1.0))
+    with pytest.raises(ValueError, match="other parameters, 3 and 4"):
+        first.overlap(of(1.0, eigenvectors=np.eye(4)[:1], size=4))
+
+
+def test_layers_have_their_traces():
+    record = of(
+        1.0, layers=("a", "b"), layer_traces=np.array([2.0, 1.0]), layer_trace_stderrs=np.array([0.2, 0.1]), probes=4
+    )
+    assert record.by_layer == {"a": Estimate(2.0, 0.2, 3), "b": Estimate(1.0, 0.1, 3)}
+
+
+def test_the_density_of_a_spectrum_keeps_its_place():
+    record = with_rules(3.0, 1.0, k=1, step=7, seed=2)
+    density = record.density
+    assert (density.step, density.seed, density.size, density.deflated) == (7, 2, 2, 2)
+    assert density.trace == Estimate(4.0, 0.0)
+    assert "tr = 4 ± 0 (1 probe)" in repr(record)

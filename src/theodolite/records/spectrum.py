@@ -1,21 +1,25 @@
-"""Extreme eigenpairs of a symmetric operator, with their residuals."""
+"""Extreme eigenpairs of a symmetric operator with their residuals, and what the same products say of the rest."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from theodolite.records.density import Density
 from theodolite.records.estimate import Estimate
+from theodolite.records.extremes import Extremes
 from theodolite.records.record import Record
-from theodolite.records.text import subscript, with_error
+from theodolite.records.rules import Rules, step_criterion, unpadded
+from theodolite.records.subspaces import cosines, overlap
+from theodolite.records.text import plural, subscript, with_error
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Spectrum(Record):
-    """Extreme eigenpairs of a Hessian or GGN.
+class Spectrum(Extremes, Record):
+    """Extreme eigenpairs of a Hessian or GGN; with probes also its trace, whole and by layer, and its density.
 
     Args:
         eigenvalues: in descending order.
@@ -32,12 +36,27 @@ class Spectrum(Record):
         size: number of parameters n.
         parameters: name and shape of each parameter.
         trace: trace of the operator, NaN if it was not estimated.
-        trace_stderr: its standard error.
+        trace_stderr: its standard error over probes.
+        trace_data_stderr: its standard error from the data, jackknifed over chunks with the same probes.
+        frobenius: ‖H‖_F, NaN if it was not estimated.
+        frobenius_stderr: its standard error over probes.
+        layers: names of the layers, none without probes.
+        layer_traces: trace of each diagonal block, from the same products.
+        layer_trace_stderrs: their standard errors over probes.
+        probes: random vectors behind the errors of trace and Frobenius norm; 1 where both are exact.
+        nodes: quadrature rules of the spectral density, as in ``Density``; None where it was not estimated.
+        weights: their weights.
+        deflated: how many known eigenvalues stand in front of each rule.
+        krylov_nodes: Ritz values of the first Krylov space; None where it did not start from a random vector.
+        krylov_weights: squared first components of their vectors.
         radius: largest |Ritz value| of the run, which is the scale of small eigenvalues' residuals; NaN where it is not
             known, then the largest |λ| returned takes its place.
+        split_half: mean of v_AᵀH_Bv_A and v_BᵀH_Av_B, with the top eigenvectors of the halves A and B of the data, NaN if it
+            was not measured.
     """
 
     kind: ClassVar[str] = "spectrum"
+    lengths: ClassVar[dict[str, str]] = {"layers": "L"}
 
     eigenvalues: Float[np.ndarray, " k"]
     residuals: Float[np.ndarray, " k"]
@@ -51,25 +70,35 @@ class Spectrum(Record):
     parameters: tuple[tuple[str, tuple[int, ...]], ...] = ()
     trace: float = float("nan")
     trace_stderr: float = float("nan")
+    trace_data_stderr: float = float("nan")
+    frobenius: float = float("nan")
+    frobenius_stderr: float = float("nan")
+    layers: tuple[str, ...] = ()
+    layer_traces: Float[np.ndarray, " L"] = field(default_factory=lambda: np.zeros(0))
+    layer_trace_stderrs: Float[np.ndarray, " L"] = field(default_factory=lambda: np.zeros(0))
+    probes: int = 0
+    nodes: Float[np.ndarray, "m s"] | None = None
+    weights: Float[np.ndarray, "m s"] | None = None
+    deflated: int = 0
+    krylov_nodes: Float[np.ndarray, " j"] | None = None
+    krylov_weights: Float[np.ndarray, " j"] | None = None
     radius: float = float("nan")
+    split_half: float = float("nan")
 
     @property
-    def max(self) -> float:
-        """Largest eigenvalue λ₁.
+    def sharpness(self) -> Estimate:
+        """λ₁ of the distribution that the data were drawn from, with its error from the data.
+
+        The top eigenvalue of a sample lies above that of its distribution by b/N to first order, as it may choose its
+        direction; the held-out quotient of half a sample lies 2b/N below. With the halves measured, a third of the way from
+        the one to the other is free of that bias; without, this is λ₁ as it stands.
 
         Raises:
-            ValueError: only the smallest were asked for.
+            ValueError: only the smallest eigenvalues were asked for.
         """
-        return float(self.eigenvalues[self._end("largest")])
-
-    @property
-    def min(self) -> float:
-        """Smallest eigenvalue λₙ.
-
-        Raises:
-            ValueError: only the largest were asked for.
-        """
-        return float(self.eigenvalues[self._end("smallest")])
+        stderr = float(self.data_stderr[self._end("largest")])
+        known = np.isfinite(self.split_half)
+        return Estimate((2 * self.max + self.split_half) / 3 if known else self.max, stderr, self.data_degrees)
 
     @property
     def all_converged(self) -> bool:
@@ -101,45 +130,123 @@ class Spectrum(Record):
             return Estimate(float("inf"), float("nan"))
         return Estimate(2 / sharpness, 2 * stderr / sharpness**2, self.data_degrees)
 
-    @property
-    def re(self) -> float:
-        """How far from convex: −λₙ/λ₁, 0 where the smallest eigenvalue is not negative, infinite where none is positive.
-
-        Signed, unlike |λₙ/λ₁|, which calls the convex spectrum (0.5, 1, 2) as non-convex as (−0.5, 1, 2).
+    def Kh(self, n: float = 0.5) -> Estimate:
+        """LLA's Khₙ from the Krylov run of the eigenpairs, one probe of ``len(krylov_nodes)`` steps, with which it grows.
 
         Raises:
-            ValueError: not both ends were asked for.
-
-        References:
-            Gabdullin, Investigating generalization capabilities of neural networks by means of loss landscapes and
-            Hessian analysis (2024), arXiv:2412.10146.
+            ValueError: the run did not start from a random vector.
         """
-        if self.min >= 0:
-            return 0.0
-        return -self.min / self.max if self.max > 0 else float("inf")
+        if self.krylov_nodes is None or self.krylov_weights is None:
+            raise ValueError(
+                "Kh(n) needs the rule of a Krylov run from a random vector, which this spectrum does not hold. Measure it "
+                "without start=."
+            )
+        return step_criterion(Rules(self.krylov_nodes[None], self.krylov_weights[None], self.size), n)
+
+    @property
+    def effective_rank(self) -> Estimate:
+        """(tr H)²/‖H‖_F²: n for a multiple of the identity, r for r equal eigenvalues; the errors of both, added up.
+
+        Raises:
+            ValueError: the spectrum was measured without probes.
+        """
+        self.rules()
+        rank = (self.trace / self.frobenius) ** 2
+        relative = abs(self.trace_stderr / self.trace) + self.frobenius_stderr / self.frobenius
+        return Estimate(rank, 2 * rank * relative, self._degrees)
+
+    def overlap(self, other: Spectrum) -> float:
+        """Mean squared cosine between the spans of the eigenvectors of two spectra, 1 where they agree.
+
+        Raises:
+            ValueError: one of them holds no eigenvectors, or they are of other parameters.
+        """
+        return overlap(*_comparable(self, other))
+
+    def angles(self, other: Spectrum) -> Float[np.ndarray, " m"]:
+        """Principal angles between the spans of the eigenvectors of two spectra, in radians, ascending.
+
+        Raises:
+            ValueError: one of them holds no eigenvectors, or they are of other parameters.
+        """
+        angles: np.ndarray = np.arccos(cosines(*_comparable(self, other)))
+        return angles
+
+    @property
+    def trace_estimate(self) -> Estimate:
+        """The trace with its error over probes; both NaN if it was not estimated."""
+        return Estimate(self.trace, self.trace_stderr, self._degrees)
+
+    @property
+    def by_layer(self) -> dict[str, Estimate]:
+        """Trace of the diagonal block of each layer; the blocks add up to the whole. Empty without probes."""
+        pairs = zip(self.layer_traces.tolist(), self.layer_trace_stderrs.tolist(), strict=True)
+        return {layer: Estimate(*pair, self._degrees) for layer, pair in zip(self.layers, pairs, strict=True)}
+
+    @property
+    def density(self) -> Density:
+        """The spectral density as a record of its own, to smooth and to draw; it cost nothing more.
+
+        Raises:
+            ValueError: the spectrum was measured without probes.
+        """
+        rules = self.rules()
+        return Density(
+            step=self.step,
+            seed=self.seed,
+            context=self.context,
+            nodes=rules.nodes,
+            weights=rules.weights,
+            operator=self.operator,
+            size=self.size,
+            deflated=self.deflated,
+            uniform=True,
+        )
+
+    def rules(self) -> Rules:
+        """The quadrature rules of the density.
+
+        Raises:
+            ValueError: the spectrum was measured without probes.
+        """
+        if self.nodes is None or self.weights is None:
+            raise ValueError(
+                "This spectrum holds eigenpairs alone, and what follows from trace or density is not known: measure it with "
+                "probes=12."
+            )
+        return unpadded(self.nodes, self.weights, size=self.size, known=self.deflated, uniform=True)
 
     def summary(self) -> tuple[str, ...]:
-        """Operator, the extreme eigenvalue, convergence."""
+        """Operator, the extreme eigenvalue, trace, convergence."""
         subject = f"{self.operator}, n={self.size:,}"
         if not self.eigenvalues.size:
             return subject, "no eigenvalues"
         index = -1 if self.which == "smallest" else 0
         name = f"λ{'ₙ' if self.which == 'smallest' else subscript(1)}"
-        reading = (
-            f"{name} = {with_error(float(self.eigenvalues[index]), float(self.data_stderr[index]), source='data')}"
-        )
+        readings = [
+            f"{name} = {with_error(float(self.eigenvalues[index]), float(self.data_stderr[index]), source='data')}, "
+            f"residual {float(self.residuals[index]):.1g}"
+        ]
+        if self.probes:
+            readings.append(f"tr = {with_error(self.trace, self.trace_stderr, source=plural(self.probes, 'probe'))}")
         reached = int(self.converged.sum())
         state = f"{reached} of {self.converged.size} converged"
         if not self.all_converged:
             worst = float(self.residuals[~self.converged].max())
             state = f"NOT CONVERGED: {state}, residuals up to {worst:.1g} > tol {self.tol:.1g}"
-        return subject, f"{reading}, residual {float(self.residuals[index]):.1g}", state
+        return subject, *readings, state
 
-    def _end(self, end: str) -> int:
-        """Index of an extreme eigenvalue, refused where that end was not computed."""
-        if self.which not in (end, "both") or not self.eigenvalues.size:
-            raise ValueError(
-                f"This spectrum holds {self.eigenvalues.size} eigenvalues from the end which={self.which!r} and does not "
-                f"know the {end}; measure it with which='both'."
-            )
-        return 0 if end == "largest" else -1
+    @property
+    def _degrees(self) -> int | None:
+        return self.probes - 1 if self.probes > 1 else None
+
+
+def _comparable(one: Spectrum, other: Spectrum) -> tuple[Float[np.ndarray, "j n"], Float[np.ndarray, "k n"]]:
+    """The eigenvectors of two spectra of the same parameters."""
+    if one.eigenvectors is None or other.eigenvectors is None:
+        raise ValueError("One of these spectra holds no eigenvectors: raise keep_vectors_below where it was measured.")
+    if one.parameters != other.parameters or one.size != other.size:
+        raise ValueError(
+            f"These spectra are of other parameters, {one.size:,} and {other.size:,} of them. Compare spectra of one model."
+        )
+    return one.eigenvectors, other.eigenvectors
