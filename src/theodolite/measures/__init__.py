@@ -2,6 +2,7 @@
 
 from theodolite.measures.curvature import density, spectrum, trace
 from theodolite.measures.gradients import gradients
+from theodolite.measures.sharpness import sharpness
 from theodolite.measures.stability import stability
 
-__all__ = ["density", "gradients", "spectrum", "stability", "trace"]
+__all__ = ["density", "gradients", "sharpness", "spectrum", "stability", "trace"]

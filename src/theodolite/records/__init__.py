@@ -10,6 +10,7 @@ from theodolite.records.landscape import Line, Plane
 from theodolite.records.log import Log
 from theodolite.records.reading import read
 from theodolite.records.record import Record
+from theodolite.records.sharpness import Sharpness
 from theodolite.records.spectrum import Spectrum
 from theodolite.records.stability import Stability
 from theodolite.records.trace import Trace
@@ -27,6 +28,7 @@ __all__ = [
     "Plane",
     "Record",
     "Scalars",
+    "Sharpness",
     "Snapshot",
     "Spectrum",
     "Stability",
