@@ -117,7 +117,7 @@ def test_a_survey_says_what_it_will_cost_and_keeps_to_it() -> None:
     assert "<lambda>: unknown" in str(quoted)
     prices = quoted.prices
     assert quoted.total.seconds == pytest.approx(prices.seconds(quoted.total))
-    assert 0 < prices.forward < prices.product
+    assert min(prices.forward, prices.gradient, prices.product) > 0
 
 
 def test_every_plan_is_made_of_measures_and_a_deeper_one_costs_more() -> None:

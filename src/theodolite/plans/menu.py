@@ -63,23 +63,27 @@ class _Named:
     expected: Callable[[Mapping[str, Any]], Cost]
 
 
+def _passes(*, products: int = 0, gradients: int = 0, forwards: int = 0) -> Cost:
+    return Cost(products=float(products), gradients=float(gradients), forwards=float(forwards))
+
+
 def _spectrum_cost(options: Mapping[str, Any]) -> Cost:
     """Lanczos takes 2 to 4 products a pair and about 10 more; 8 search for missed copies, one a pair verifies it."""
     pairs = options["k"] * (2 if options["which"] == "both" else 1)
-    return Cost(products=18 + 4 * pairs, gradients=1)
+    return _passes(products=18 + 4 * pairs, gradients=1)
 
 
 MEASURES: Mapping[str, _Named] = {
-    "gradients": _Named(gradients, {}, lambda options: Cost(gradients=1)),
+    "gradients": _Named(gradients, {}, lambda options: _passes(gradients=1)),
     "spectrum": _Named(spectrum, {"k": 5, "which": "both"}, _spectrum_cost),
-    "trace": _Named(trace, {"probes": 32}, lambda options: Cost(products=options["probes"], gradients=1)),
+    "trace": _Named(trace, {"probes": 32}, lambda options: _passes(products=options["probes"], gradients=1)),
     "density": _Named(
         density,
         {"probes": 4, "steps": 40},
-        lambda options: Cost(products=options["probes"] * options["steps"], gradients=1),
+        lambda options: _passes(products=options["probes"] * options["steps"], gradients=1),
     ),
-    "line": _Named(line, {"points": 41}, lambda options: Cost(forwards=options["points"])),
-    "plane": _Named(plane, {"points": 21}, lambda options: Cost(forwards=options["points"] ** 2)),
+    "line": _Named(line, {"points": 41}, lambda options: _passes(forwards=options["points"])),
+    "plane": _Named(plane, {"points": 21}, lambda options: _passes(forwards=options["points"] ** 2)),
 }
 
 PLANS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
