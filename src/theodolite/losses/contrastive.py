@@ -16,7 +16,7 @@ from theodolite.losses.tiles import at_full_precision, log_normalizers, softplus
 LOG_TEN = math.log(10.0)
 
 
-@loss("views")
+@loss("views", coupled=True)
 def info_nce(
     u: Float[Tensor, "b k"],
     v: Float[Tensor, "b k"],
@@ -67,7 +67,7 @@ def _paired(u: Tensor, v: Tensor, scale: float | Tensor, symmetric: bool, tile: 
 InfoNCELoss = module_of(info_nce, "InfoNCELoss")
 
 
-@loss("other")
+@loss("other", coupled=True)
 def clip(
     image: Float[Tensor, "b k"],
     text: Float[Tensor, "b k"],
@@ -107,7 +107,7 @@ def clip(
 CLIPLoss = module_of(clip, "CLIPLoss")
 
 
-@loss("views")
+@loss("views", coupled=True)
 def nt_xent(
     u: Float[Tensor, "b k"],
     v: Float[Tensor, "b k"],

@@ -25,10 +25,11 @@ class OutputHessian:
     vectors: Float[Tensor, "n k c"]
     weights: Float[Tensor, "n k"]
 
-    def __matmul__(self, v: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """Multiply each sample's block with its own vector."""
-        along = (self.vectors @ v[:, :, None])[:, :, 0] * self.weights
-        return self.diagonal * v + (along[:, None, :] @ self.vectors)[:, 0]
+    def __matmul__(self, v: Float[Tensor, "b c *d"]) -> Float[Tensor, "b c *d"]:
+        """Multiply each sample's block with its own vector; further axes of the logits are samples too."""
+        rows = class_last(v)
+        along = (self.vectors @ rows[:, :, None])[:, :, 0] * self.weights
+        return class_second(self.diagonal * rows + (along[:, None, :] @ self.vectors)[:, 0], v.shape)
 
     def dense(self) -> Float[Tensor, "n c c"]:
         """Return the blocks as matrices."""
@@ -37,3 +38,13 @@ class OutputHessian:
     def scaled(self, factors: Float[Tensor, " n"]) -> OutputHessian:
         """Multiply each sample's block by a number."""
         return OutputHessian(self.diagonal * factors[:, None], self.vectors, self.weights * factors[:, None])
+
+
+def class_last(values: Float[Tensor, "b c *d"]) -> Float[Tensor, "n c"]:
+    """Return one sample a row."""
+    return values if values.ndim == 2 else values.movedim(1, -1).reshape(-1, values.shape[1])
+
+
+def class_second(rows: Float[Tensor, "n c"], shape: torch.Size) -> Float[Tensor, "b c *d"]:
+    """Return rows in the shape (b, c, …) that they came from."""
+    return rows if len(shape) == 2 else rows.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from theodolite.losses.contract import row_scales
-from theodolite.losses.hessian import OutputHessian
+from theodolite.losses.hessian import OutputHessian, class_last, class_second
 
 Kind = Literal[
     "classes",  # logits (b, c, ...) and class indices (b, ...)
@@ -33,10 +34,12 @@ class Entry:
     Args:
         function: the functional form.
         kind: what its inputs are.
+        coupled: whether the loss of a sample depends on the other samples of its batch.
     """
 
     function: Callable[..., Tensor]
     kind: Kind
+    coupled: bool = False
 
     @property
     def name(self) -> str:
@@ -58,6 +61,11 @@ class Entry:
         """Closed form of the Hessian of each sample's loss in its logits, named ``<name>_hess``."""
         return self._companion("hess")
 
+    @property
+    def count(self) -> Callable[..., Tensor] | None:
+        """What the mean divides by where that is neither samples nor their class weights, named ``<name>_count``."""
+        return self._companion("count")
+
     def _companion(self, suffix: str) -> Callable[..., Any] | None:
         return getattr(sys.modules[self.function.__module__], f"{self.name}_{suffix}", None)
 
@@ -65,11 +73,17 @@ class Entry:
 LOSSES: dict[str, Entry] = {}
 
 
-def loss(kind: Kind) -> Callable[[Function], Function]:
-    """Register a function as a loss whose inputs are of this kind."""
+def loss(kind: Kind, *, coupled: bool = False) -> Callable[[Function], Function]:
+    """Register a function as a loss whose inputs are of this kind.
+
+    A loss without a ``reduction`` is one of whole batches, which couples their samples. Its ``as_module`` makes the module
+    form, for those who are handed the function.
+    """
 
     def register(function: Function) -> Function:
-        LOSSES[function.__name__] = Entry(function, kind)
+        whole = "reduction" not in keyword_options(function)
+        LOSSES[function.__name__] = Entry(function, kind, coupled or whole)
+        setattr(function, "as_module", lambda **options: module_of(function, function.__name__)(**options))  # noqa: B010
         return function
 
     return register
@@ -105,16 +119,53 @@ class LossModule(nn.Module):
         """Return the loss; options given here win over those of the module."""
         return type(self).function(*inputs, **(self._all_options() | extra))
 
+    @property
+    def reduction(self) -> str:
+        """The reduction over samples."""
+        return str(self.options.get("reduction", "mean"))
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether the loss of a sample depends on the other samples of its batch."""
+        return LOSSES[type(self).function.__name__].coupled
+
+    @property
+    def arity(self) -> int:
+        """How many inputs the loss takes: 1 for those of outputs alone, such as a penalty."""
+        parameters = inspect.signature(type(self).function).parameters.values()
+        return sum(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in parameters)
+
+    def divisor(self, *inputs: Tensor) -> float:
+        """Return what the mean divides the sum of a batch by: samples, or summed class weights, without ignored ones."""
+        entry, options = LOSSES[type(self).function.__name__], self._all_options()
+        if entry.count is not None:
+            known = keyword_options(entry.count)
+            return float(entry.count(*inputs, **{name: value for name, value in options.items() if name in known}))
+        if "ignore_index" in keyword_options(entry.function) and not inputs[-1].is_floating_point():
+            shared = {name: options[name] for name in ("weight", "ignore_index") if name in options}
+            scales = row_scales(inputs[-1].reshape(-1), dtype=torch.float64, reduction="sum", **shared)
+            return float(scales.sum())
+        with torch.no_grad():
+            return float(self(*inputs, reduction="none").numel())
+
     def output_gradient(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return the gradient of the reduced loss in logits (n, c), by closed form."""
+        """Return the gradient of the reduced loss in logits (b, c, …), by closed form.
+
+        Raises:
+            NotImplementedError: the loss or one of its options has none.
+        """
         closed, scale, options = self._closed_form("gradient", logits, target)
-        result: Tensor = closed(logits, target, **options)
-        return result * scale[:, None]
+        result: Tensor = closed(class_last(logits), target.reshape(-1), **options)
+        return class_second(result * scale[:, None], logits.shape)
 
     def output_hessian(self, logits: Tensor, target: Tensor) -> OutputHessian:
-        """Return the Hessian of the reduced loss in logits (n, c), one block a sample, by closed form."""
+        """Return the Hessian of the reduced loss in logits (b, c, …), one block a position, by closed form.
+
+        Raises:
+            NotImplementedError: the loss or one of its options has none.
+        """
         closed, scale, options = self._closed_form("hessian", logits, target)
-        result: OutputHessian = closed(logits, target, **options)
+        result: OutputHessian = closed(class_last(logits), target.reshape(-1), **options)
         return result.scaled(scale)
 
     def extra_repr(self) -> str:
@@ -130,17 +181,18 @@ class LossModule(nn.Module):
     ) -> tuple[Callable[..., Any], Tensor, dict[str, Any]]:
         entry = LOSSES[type(self).function.__name__]
         closed = getattr(entry, which)
-        if closed is None:
-            raise NotImplementedError(f"{entry.name} has no closed-form {which}; differentiate it with torch.autograd.")
+        if closed is None or target.is_floating_point():
+            what = entry.name if closed is None else f"{entry.name} of soft targets"
+            raise NotImplementedError(f"{what} has no closed-form {which}; differentiate it with torch.autograd.")
         options = self._all_options()
         shared = {name: options.pop(name) for name in ("weight", "ignore_index", "reduction") if name in options}
-        scale = row_scales(target, dtype=logits.dtype, **shared)
+        scale = row_scales(target.reshape(-1), dtype=logits.dtype, **shared)
         unknown = [name for name in options if name not in keyword_options(closed) and not _takes_any(closed)]
         if unknown:
             raise NotImplementedError(
                 f"The closed-form {which} of {entry.name} does not cover {', '.join(unknown)}; differentiate it instead."
             )
-        ignored = target == shared.get("ignore_index", -100)
+        ignored = target.reshape(-1) == shared.get("ignore_index", -100)
         return lambda z, y, **chosen: closed(z, y.masked_fill(ignored, 0), **chosen), scale, options
 
 

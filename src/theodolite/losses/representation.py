@@ -75,7 +75,7 @@ def uniformity(u: Float[Tensor, "b k"], *, t: float = 2.0) -> Float[Tensor, ""]:
 UniformityLoss = module_of(uniformity, "UniformityLoss")
 
 
-@loss("other")
+@loss("other", coupled=True)
 def koleo(u: Float[Tensor, "b k"], *, eps: float = 1e-8, reduction: Reduction = "mean") -> Float[Tensor, "..."]:
     """−log of the distance of each unit embedding to its nearest neighbour: spreads them evenly.
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from theodolite.losses.contract import mean_over, smoothed_cross_entropy, widened
+from theodolite.losses.contract import Reduction, mean_over, smoothed_cross_entropy, widened
 from theodolite.losses.numerics import NEGLIGIBLE, log1mexp
 from theodolite.losses.registry import loss, module_of
 
@@ -23,7 +23,8 @@ def number_token(
     values: Float[Tensor, " v"],
     kind: Literal["wasserstein", "moment"] = "wasserstein",
     power: float = 2.0,
-) -> Float[Tensor, ""]:
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "..."]:
     """Distance in value between the predicted number token and the right one; added to cross-entropy (times 0.3).
 
     The softmax runs over number tokens only. ``"wasserstein"``: Σ_j p_j |v_j − y|, the Wasserstein-1 distance to the
@@ -35,9 +36,10 @@ def number_token(
         values: number of each token, NaN where it is none.
         kind: which distance.
         power: of the moment form.
+        reduction: over numeric positions; ``"none"`` is shaped as the labels, with 0 elsewhere.
 
     Returns:
-        Mean over numeric positions, 0 if there are none.
+        The reduced loss, 0 without a numeric position.
 
     Example:
         >>> number_token(torch.zeros(1, 3), torch.tensor([1]), values=torch.tensor([4.0, 5.0, 6.0]))
@@ -50,11 +52,30 @@ def number_token(
     numeric = ~values.isnan()
     known = torch.where(numeric, values, 0.0).to(rows.dtype)
     p = torch.softmax(rows.masked_fill(~numeric, NEGLIGIBLE), 1)
-    counted = (flat >= 0) & numeric[flat.clamp(min=0)]
+    counted = _numeric(flat, values)
     right = known[flat.clamp(min=0)]
     spread = (p * (known - right[:, None]).abs()).sum(1)
     distance = spread if kind == "wasserstein" else ((p * known).sum(1) - right).abs() ** power
-    return mean_over(torch.where(counted, distance, 0.0).sum(), counted.sum().to(rows.dtype))
+    return _over_counted(distance, counted, labels.shape, reduction)
+
+
+def number_token_count(
+    logits: Float[Tensor, "*b v"], labels: Int[Tensor, "*b"], *, values: Float[Tensor, " v"]
+) -> Int[Tensor, ""]:
+    """Return the number of numeric positions."""
+    return _numeric(labels, values).sum()
+
+
+def _numeric(labels: Tensor, values: Tensor) -> Tensor:
+    return (labels >= 0) & ~values.isnan()[labels.clamp(min=0)]
+
+
+def _over_counted(single: Tensor, counted: Tensor, shape: torch.Size, reduction: Reduction) -> Tensor:
+    """Reduce over the positions that count."""
+    kept = torch.where(counted, single, 0.0)
+    if reduction == "none":
+        return kept.reshape(shape)
+    return kept.sum() if reduction == "sum" else mean_over(kept.sum(), counted.sum().to(kept.dtype))
 
 
 NumberTokenLoss = module_of(number_token, "NumberTokenLoss")
@@ -79,7 +100,8 @@ def goldfish(
     context: int = 13,
     seed: int = 0,
     ignore_index: int = -100,
-) -> Float[Tensor, ""]:
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "..."]:
     """Cross-entropy without every k-th token, chosen so that a repeated passage always misses the same tokens.
 
     Args:
@@ -90,9 +112,10 @@ def goldfish(
         context: see :func:`goldfish_mask`.
         seed: see :func:`goldfish_mask`.
         ignore_index: label that counts nothing.
+        reduction: over the kept tokens; ``"none"`` is shaped as the labels, with 0 for dropped ones.
 
     Returns:
-        Mean over the kept tokens.
+        The reduced loss.
 
     Example:
         >>> goldfish(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 2]]))
@@ -108,8 +131,23 @@ def goldfish(
         weight=None,
         ignore_index=ignore_index,
         label_smoothing=0.0,
-        reduction="mean",
+        reduction=reduction,
     )
+
+
+def goldfish_count(
+    logits: Float[Tensor, "b t v"],
+    labels: Int[Tensor, "b t"],
+    *,
+    k: float = 4.0,
+    strategy: Literal["hash", "static", "random"] = "hash",
+    context: int = 13,
+    seed: int = 0,
+    ignore_index: int = -100,
+) -> Int[Tensor, ""]:
+    """Return the number of kept tokens."""
+    kept = goldfish_mask(labels, k=k, strategy=strategy, context=context, seed=seed)
+    return (kept & (labels != ignore_index)).sum()
 
 
 GoldfishLoss = module_of(goldfish, "GoldfishLoss")
@@ -259,7 +297,8 @@ def slung(
     *,
     mode: Literal["mask", "unlikelihood"] = "mask",
     ignore_index: int = -100,
-) -> Float[Tensor, ""]:
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "..."]:
     """Understand but do not generate: likelihood of safe tokens, nothing or unlikelihood for risky ones.
 
     Risky tokens stay in the context of those after them; only their own loss changes, to 0 or −log(1 − p_y).
@@ -270,9 +309,10 @@ def slung(
         risky: which labels must not be learnt.
         mode: what a risky token costs.
         ignore_index: label that counts nothing.
+        reduction: over tokens that cost something by kind: all of them, or the safe ones for ``"mask"``.
 
     Returns:
-        Mean over tokens that cost something by kind (all of them, or the safe ones for ``"mask"``).
+        The reduced loss.
 
     Example:
         >>> slung(torch.zeros(2, 4), torch.tensor([0, 1]), torch.tensor([False, True]))
@@ -284,11 +324,22 @@ def slung(
     rows, flat_labels, flat_risky = widened(logits).reshape(-1, logits.shape[-1]), labels.reshape(-1), risky.reshape(-1)
     valid = flat_labels != ignore_index
     u = F.cross_entropy(rows, torch.where(valid, flat_labels, 0), reduction="none")
-    counted = valid if mode == "unlikelihood" else valid & ~flat_risky
     # at p = 1 the unlikelihood is infinite; a cross-entropy of at least 1e-6 caps it at 13.8
     unlikely = -log1mexp(u.clamp(min=1e-6))
     values = torch.where(flat_risky, unlikely, u)
-    return mean_over(torch.where(counted, values, 0.0).sum(), counted.sum().to(u.dtype))
+    return _over_counted(values, valid & ((mode == "unlikelihood") | ~flat_risky), labels.shape, reduction)
+
+
+def slung_count(
+    logits: Float[Tensor, "*b v"],
+    labels: Int[Tensor, "*b"],
+    risky: Bool[Tensor, "*b"],
+    *,
+    mode: Literal["mask", "unlikelihood"] = "mask",
+    ignore_index: int = -100,
+) -> Int[Tensor, ""]:
+    """Return the number of tokens that cost something by kind."""
+    return ((labels != ignore_index) & ((mode == "unlikelihood") | ~risky)).sum()
 
 
 SLUNGLoss = module_of(slung, "SLUNGLoss")

@@ -31,6 +31,11 @@ class GradientCovariance(ProblemOperator):
     name = "gradient covariance"
 
     def __init__(self, problem: Problem) -> None:
+        if problem.objective.couples():
+            raise OperatorError(
+                "Per-sample gradients are not defined with a criterion that couples the samples of a batch, such as a "
+                "contrastive one. Survey its Hessian or its GGN."
+            )
         if problem.coupled:
             raise OperatorError(
                 "Per-sample gradients are not defined with BatchNorm on batch statistics, which couple the samples of a "

@@ -40,6 +40,10 @@ class OutputLoss(ABC):
         """Whether totals are divided by weights; False for a criterion that sums."""
         return True
 
+    def couples(self) -> bool:
+        """Whether the loss of a sample depends on the other samples of its batch."""
+        return False
+
     def settings(self) -> tuple[object, ...]:
         """What may change in the criterion while a problem is in use."""
         return ()
@@ -83,6 +87,8 @@ def recognise(criterion: Callable[..., Any]) -> OutputLoss:
         return SquaredError(mean=criterion.reduction == "mean")
     if type(criterion) is nn.BCEWithLogitsLoss:
         return BinaryCrossEntropy(criterion.weight, criterion.pos_weight, mean=criterion.reduction == "mean")
+    if hasattr(criterion, "divisor") and hasattr(criterion, "couples_samples"):
+        return WholeBatch(criterion) if criterion.couples_samples else SelfWeighed(criterion)
     return Generic(criterion)
 
 
@@ -94,11 +100,11 @@ _MODULES: tuple[tuple[Callable[..., Any], type[nn.Module]], ...] = (
 
 
 def _as_module(criterion: Callable[..., Any]) -> Callable[..., Any]:
-    """The module of a function of torch, also with keywords bound by ``functools.partial``."""
+    """The module of a function of torch or of our losses, also with keywords bound by ``functools.partial``."""
     function, keywords = criterion, {}
     if isinstance(criterion, partial) and not criterion.args:
         function, keywords = criterion.func, criterion.keywords
-    module = next((module for known, module in _MODULES if known is function), None)
+    module = next((module for known, module in _MODULES if known is function), getattr(function, "as_module", None))
     return criterion if module is None else module(**keywords)
 
 
@@ -271,15 +277,91 @@ class Generic(OutputLoss):
         return settings_of(self.criterion)
 
     def _value(self, outputs: Any, targets: Any) -> Any:
-        """The criterion, whose own tensors follow the device and type of the outputs and are not written to."""
-        if not isinstance(self.criterion, nn.Module):
-            return self.criterion(outputs, targets)
-        reference = next((tensor for tensor in tensors_of(outputs) if tensor.is_floating_point()), None)
-        if reference is None:
-            return self.criterion(outputs, targets)
-        own = {name: _placed(parameter, reference) for name, parameter in self.criterion.named_parameters()}
-        own |= {name: _placed(buffer, reference).clone() for name, buffer in self.criterion.named_buffers()}
-        return torch.func.functional_call(self.criterion, own, (outputs, targets))
+        return _called(self.criterion, (outputs, targets))
+
+
+@dataclass(frozen=True)
+class SelfWeighed(OutputLoss):
+    """A criterion that knows what its mean divides by, as the losses of ``theodolite.losses`` do, and perhaps its curvature.
+
+    It has ``divisor(*inputs)``, an option ``reduction``, and ``output_hessian(outputs, targets)``, whose product with the
+    outputs' shape is taken where it exists.
+    """
+
+    criterion: Any
+
+    def averages(self) -> bool:
+        return bool(self.criterion.reduction != "sum")
+
+    def settings(self) -> tuple[object, ...]:
+        return settings_of(self.criterion)
+
+    def shares(self, outputs: Any, targets: Any) -> Float[Tensor, " b"]:
+        return _per_sample(_called(self.criterion, _inputs(self.criterion, outputs, targets), reduction="none"))
+
+    def total(self, outputs: Any, targets: Any) -> Float[Tensor, ""]:
+        return one_number(
+            _called(self.criterion, _inputs(self.criterion, outputs, targets), reduction="sum"), "the criterion"
+        )
+
+    def weight(self, outputs: Any, targets: Any) -> float:
+        return float(self.criterion.divisor(*_inputs(self.criterion, outputs, targets)))
+
+    def curvature(self, outputs: Tensor, targets: Any) -> Callable[[Tensor], Tensor]:
+        """The criterion's own product, times what its mean divides by; automatic differentiation where it has none."""
+        point = tensor_of(outputs).detach()
+        try:
+            with torch.no_grad():
+                hessian = self.criterion.output_hessian(point, targets)
+        except NotImplementedError:
+            return super().curvature(outputs, targets)
+        if not self.averages():
+            return lambda vector: hessian @ vector
+        weight = self.weight(point, targets)
+        return lambda vector: weight * (hessian @ vector)
+
+
+@dataclass(frozen=True)
+class WholeBatch(OutputLoss):
+    """A criterion of whole batches, whose samples it couples; batches weigh by their samples."""
+
+    criterion: Any
+
+    def couples(self) -> bool:
+        return True
+
+    def settings(self) -> tuple[object, ...]:
+        return settings_of(self.criterion)
+
+    def shares(self, outputs: Any, targets: Any) -> Float[Tensor, " b"]:
+        raise OperatorError(
+            f"Expected a loss that is a sum over samples, found {type(self.criterion).__name__}, which couples the samples of a "
+            "batch: its per-sample gradients are not defined. Survey its Hessian, or its GGN."
+        )
+
+    def total(self, outputs: Any, targets: Any) -> Float[Tensor, ""]:
+        value = one_number(_called(self.criterion, _inputs(self.criterion, outputs, targets)), "the criterion")
+        return value * samples_of(outputs)
+
+    def weight(self, outputs: Any, targets: Any) -> float:
+        return float(samples_of(outputs))
+
+
+def _inputs(criterion: Any, outputs: Any, targets: Any) -> tuple[Any, ...]:
+    """The inputs of a criterion: outputs and targets, each one or several tensors; no targets for one of outputs alone."""
+    first = outputs if isinstance(outputs, list | tuple) else (outputs,)
+    every = (*first, *(targets if isinstance(targets, list | tuple) else (targets,)))
+    return every[: getattr(criterion, "arity", len(every))]
+
+
+def _called(criterion: Callable[..., Any], inputs: tuple[Any, ...], **options: Any) -> Any:
+    """The criterion, whose own tensors follow the device and type of the outputs and are not written to."""
+    reference = next((tensor for tensor in tensors_of(inputs[0]) if tensor.is_floating_point()), None)
+    if not isinstance(criterion, nn.Module) or reference is None:
+        return criterion(*inputs, **options)
+    own = {name: _placed(parameter, reference) for name, parameter in criterion.named_parameters()}
+    own |= {name: _placed(buffer, reference).clone() for name, buffer in criterion.named_buffers()}
+    return torch.func.functional_call(criterion, own, inputs, options)
 
 
 def one_number(value: Any, who: str) -> Float[Tensor, ""]:

@@ -40,6 +40,10 @@ class Objective(ABC):
         """Whether totals are divided by weights; False for a criterion that sums."""
         return True
 
+    def couples(self) -> bool:
+        """Whether the loss of a sample depends on the other samples of its batch, whatever the model."""
+        return False
+
     @abstractmethod
     def settings(self) -> tuple[object, ...]:
         """What may change in the criterion or loss function while a problem is in use."""
@@ -57,6 +61,9 @@ class CriterionObjective(Objective):
 
     def averages(self) -> bool:
         return self.loss.averages()
+
+    def couples(self) -> bool:
+        return self.loss.couples()
 
     def settings(self) -> tuple[object, ...]:
         return self.loss.settings()
