@@ -93,13 +93,17 @@ def _options() -> argparse.Namespace:
 
 
 def _setting(options: argparse.Namespace) -> str:
-    versions = ", ".join(f"{package} {_version(package)}" for package in PACKAGES)
     timing = "CPU seconds" if options.threads == 1 else "wall-clock seconds"
     data = ", an eighth of the data" if options.quick else ""
     return (
         f"{platform.machine()} CPU, float32, {options.threads} thread(s), {timing}{data}; "
-        f"Python {platform.python_version()}, {versions}"
+        f"Python {platform.python_version()}, {versions()}"
     )
+
+
+def versions() -> str:
+    """Of everybody that is compared."""
+    return ", ".join(f"{package} {_version(package)}" for package in PACKAGES)
 
 
 def _version(package: str) -> str:

@@ -102,7 +102,7 @@ def race(case: Case, entered: list[Contender], *, effort: Effort, clock: Clock) 
     exact = references(case, V)
     started = [_start(contender, case, V, exact[contender.matrix], clock) for contender in entered]
     rows, running = [row for row, _ in started], [runner for _, runner in started if runner]
-    seconds = _rounds(plain_gradient(_own(case), V), running, effort, clock)
+    seconds = _rounds(plain_gradient(own(case), V), running, effort, clock)
     for runner in running:
         runner.row.note = "; ".join(part for part in (runner.row.note, runner.built.engine()) if part)
     for row in rows:
@@ -145,10 +145,10 @@ def _start(contender: Contender, case: Case, V: Tensor, exact: Tensor, clock: Cl
 def _first(
     row: Row, contender: Contender, case: Case, V: Tensor, exact: Tensor, attention: Attention, clock: Clock
 ) -> Running:
-    own = _own(case)
+    mine = own(case)
     begin = clock()
     with attention():
-        built = contender.build(own, V)
+        built = contender.build(mine, V)
     runner = Running(row, built, attention)
     middle = clock()
     product = runner.multiply()
@@ -184,7 +184,7 @@ def _timed(function: Callable[[], Tensor], clock: Clock) -> float:
     return clock() - begin
 
 
-def _own(case: Case) -> Case:
+def own(case: Case) -> Case:
     """The same weights in a model that others cannot change."""
     model, criterion, batches = case
     return copy.deepcopy(model), criterion, batches
