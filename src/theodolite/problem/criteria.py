@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from numbers import Real
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from theodolite.errors import DataError, OperatorError, ProblemError
 from theodolite.problem.data import map_tensors, samples_of, tensors_of
+
+# Logits of which the curvature is taken at a time: 16 MiB in single precision.
+PIECE = 2**22
 
 
 class OutputLoss(ABC):
@@ -157,17 +160,33 @@ class CrossEntropy(OutputLoss):
         return float(self.class_weight.to(valid.device, torch.float64)[valid].sum())
 
     def curvature(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-        """Closed form s·(p ∘ u − p (pᵀu)), where s is the summed weight of the target of each position."""
+        """Closed form s·(p ∘ u − p (pᵀu)), where s is the summed weight of the target of each position.
+
+        Beyond four million logits neither p nor anything else of their number is kept or made but the product itself: p is
+        computed again, a few positions at a time, which costs one exponential a logit.
+        """
         logits = tensor_of(outputs).detach()
-        p = logits.softmax(dim=1)
-        scale = self._position_weights(logits, targets)
-        scaled = p if scale is None else p * scale.unsqueeze(1)
-        return lambda vector: scaled * (vector - (p * vector).sum(dim=1, keepdim=True))
+        scale = self.position_weights(logits, targets)
+        if logits.numel() <= PIECE:
+            p = logits.softmax(dim=1)
+            scaled = p if scale is None else p * scale.unsqueeze(1)
+            return lambda vector: scaled * (vector - (p * vector).sum(dim=1, keepdim=True))
+        normaliser = logits.logsumexp(dim=1, keepdim=True)
+
+        def product(vector: Tensor) -> Tensor:
+            result = torch.empty_like(vector)
+            for where in _pieces(logits.shape):
+                p, u = (logits[where] - normaliser[where]).exp_(), vector[where]
+                centred = p * (u - (p * u).sum(dim=1, keepdim=True))
+                result[where] = centred if scale is None else centred * scale.unsqueeze(1)[where]
+            return result
+
+        return product
 
     def _targets(self, logits: Tensor, targets: Tensor) -> Tensor:
         return targets.to(logits.dtype) if targets.is_floating_point() else targets
 
-    def _position_weights(self, logits: Tensor, targets: Tensor) -> Tensor | None:
+    def position_weights(self, logits: Tensor, targets: Tensor) -> Tensor | None:
         """Σ_c q_c w_c at each position, with q the smoothed target distribution; 0 where ignored."""
         classes = logits.shape[1]
         weight = _like(self.class_weight, logits)
@@ -211,13 +230,16 @@ class BinaryCrossEntropy(OutputLoss):
     def curvature(self, outputs: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
         """Closed form w·(1 + (p₊ − 1)·y)·σ(1 − σ) ∘ u."""
         logits = tensor_of(outputs).detach()
-        diagonal = torch.sigmoid(logits) * torch.sigmoid(-logits)
+        diagonal = torch.sigmoid(logits) * torch.sigmoid(-logits) * self.element_weights(logits, targets)
+        return lambda vector: diagonal * vector
+
+    def element_weights(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """w·(1 + (p₊ − 1)·y) for each element."""
+        weights = torch.ones_like(logits)
         positive, element = _like(self.positive_weight, logits), _like(self.element_weight, logits)
         if positive is not None:
-            diagonal = diagonal * (1 + (positive - 1) * targets.to(logits.dtype))
-        if element is not None:
-            diagonal = diagonal * element
-        return lambda vector: diagonal * vector
+            weights = weights * (1 + (positive - 1) * targets.to(logits.dtype))
+        return weights if element is None else weights * element
 
 
 @dataclass(frozen=True)
@@ -415,6 +437,19 @@ def _like(weight: Tensor | None, reference: Tensor) -> Tensor | None:
 
 def _placed(tensor: Tensor, reference: Tensor) -> Tensor:
     return tensor.to(reference.device, reference.dtype if tensor.is_floating_point() else None)
+
+
+def _pieces(shape: torch.Size) -> Iterator[tuple[Any, ...]]:
+    """Places of pieces of logits (B, C, …), few samples each, or few positions of a sample where one sample is many."""
+    sample = shape[1:].numel()
+    samples = max(1, PIECE // sample)
+    positions = shape[-1] if len(shape) == 2 else max(1, PIECE // (sample // shape[-1]))
+    for first in range(0, shape[0], samples):
+        if len(shape) == 2:
+            yield (slice(first, first + samples),)
+        else:
+            for start in range(0, shape[-1], positions):
+                yield slice(first, first + samples), ..., slice(start, start + positions)
 
 
 def _per_sample(values: Tensor) -> Float[Tensor, " b"]:
