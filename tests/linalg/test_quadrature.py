@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_traces_of_functions_lie_within_their_error() -> None:
     A = with_spectrum(spectrum)
     z = []
     for seed in range(60):
-        mean, stderr = integrate(slq(A, probes=8, steps=20, seed=seed), torch.log)
+        mean, stderr, _ = integrate(slq(A, probes=8, steps=20, seed=seed), torch.log)
         z.append((mean - np.log(spectrum).sum()) / stderr)
     # t with 7 degrees of freedom: standard deviation 1.18, and the mean of 60 has error 0.15.
     assert abs(np.mean(z)) < 4 * 0.15
@@ -119,11 +120,22 @@ def test_integrate_knows_its_padding_and_its_error() -> None:
         size=10,
         products=3,
     )
-    assert integrate(rule, lambda x: x) == (22.5, pytest.approx(7.5))
+    assert integrate(rule, lambda x: x)[:2] == (22.5, pytest.approx(7.5))
+    assert math.isnan(integrate(rule, lambda x: x).bias)
     single = Quadrature(nodes=rule.nodes[:1], weights=rule.weights[:1], size=10, products=2)
-    mean, stderr = integrate(single, torch.square)
-    assert mean == 25.0
-    assert math.isnan(stderr)
+    assert integrate(single, lambda x: x)[0] == 15
+    assert math.isnan(integrate(single, lambda x: x).stderr)
+    # A vector uniform on the sphere: 10·√(2·Var/12) with Var = 0.25.
+    uniform = replace(single, uniform=True)
+    assert integrate(uniform, lambda x: x).stderr == pytest.approx(10 * math.sqrt(2 * 0.25 / 12))
+    # One eigenvalue of ten at 100 decides: the weight of a single one is anything.
+    lopsided = replace(
+        uniform, nodes=torch.tensor([[0.0, 100.0]]).double(), weights=torch.tensor([[0.9, 0.1]]).double()
+    )
+    assert math.isnan(integrate(lopsided, lambda x: x).stderr)
+    # Five known eigenvalues leave five to the rules.
+    known = replace(rule, known=torch.arange(5.0, dtype=torch.float64))
+    assert integrate(known, lambda x: x)[:2] == (10 + 5 * 2.25, pytest.approx(5 * 0.75))
     with pytest.raises(OperatorError, match=r"elementwise function: 3 nodes went in, a tensor of shape \(\)"):
         integrate(rule, torch.sum)
 

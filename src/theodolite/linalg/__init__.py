@@ -3,9 +3,9 @@
 from theodolite.linalg.blocks import BlockDiagonal
 from theodolite.linalg.cg import Solution, cg
 from theodolite.linalg.composites import Compression, Product, Scaled, Submatrix, Sum
-from theodolite.linalg.kronecker import Kronecker, RotatedDiagonal
 from theodolite.linalg.decomposition import Decomposition, decompose
 from theodolite.linalg.integrals import Integral, integrate
+from theodolite.linalg.kronecker import Kronecker, RotatedDiagonal
 from theodolite.linalg.lanczos import Eigenpairs, lanczos
 from theodolite.linalg.missing import Deflated, misses_eigenvalues
 from theodolite.linalg.operator import LinearOperator

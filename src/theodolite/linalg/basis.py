@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
@@ -49,8 +50,8 @@ class Basis:
         self._chunks[chunk][row] = v
         self._rows += 1
 
-    def orthogonalise(self, w: Float[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " j"]]:
-        """Two passes of classical Gram-Schmidt: w less its projection, and the coefficients.
+    def orthogonalise(self, w: Float[Tensor, "n *b"]) -> tuple[Float[Tensor, "n *b"], Float[Tensor, "j *b"]]:
+        """Two passes of classical Gram-Schmidt: w less its projection, and the coefficients; a vector or a block.
 
         One pass leaves errors of the size of what it removed; the second removes them.
 
@@ -58,18 +59,42 @@ class Basis:
             Giraud, Langou, Rozložník, van den Eshof (2005), Rounding error analysis of the classical Gram-Schmidt
             orthogonalization process.
         """
-        total = w.new_zeros(self._rows)
+        total = w.new_zeros(self._rows, *w.shape[1:])
         if not self._rows:
             return w, total
         for _ in range(2):
             coefficients = self.project(w)
-            w = w - self._lift(coefficients)
+            w = w - self.lift(coefficients)
             total = total + coefficients
         return w, total
 
-    def project(self, w: Float[Tensor, " n"]) -> Float[Tensor, " j"]:
+    def project(self, w: Float[Tensor, "n *b"]) -> Float[Tensor, "j *b"]:
         """Inner products with all rows, of which there is at least one."""
-        return torch.cat([vectors.project(chunk, w[:, None])[:, 0] for chunk in self._filled()])
+        block = w.reshape(len(w), -1)
+        products = torch.cat([vectors.project(chunk, block) for chunk in self._filled()])
+        return products.reshape(-1, *w.shape[1:])
+
+    def lift(self, coefficients: Float[Tensor, "j *b"]) -> Float[Tensor, "n *b"]:
+        """The combination of the rows with one coefficient each; a vector or a block."""
+        block = coefficients.reshape(self._rows, -1)
+        lifted = self._like.new_zeros(self._like.shape[1], block.shape[1])
+        for chunk, part in zip(self._filled(), block.split(self._chunk_rows), strict=True):
+            lifted.addmm_(chunk.T, part)
+        return lifted.reshape(-1, *coefficients.shape[1:])
+
+    def block_traces(self, T: Float[np.ndarray, "j j"], parts: Sequence[slice]) -> Float[Tensor, " L"]:
+        """Traces of diagonal blocks of Qᵀ T Q, float64 on the CPU.
+
+        Cost: as much arithmetic as j orthogonalisations if the parts cover everything.
+        """
+        matrix, traces = self._on_device(T), torch.zeros(len(parts), dtype=torch.float64)
+        for row, part in enumerate(parts):
+            columns = range(self._like.shape[1])[part]
+            for first in range(0, len(columns), CHUNK_COLUMNS):
+                strip = columns[first : first + CHUNK_COLUMNS]
+                Q = torch.cat([chunk[:, strip.start : strip.stop : strip.step] for chunk in self._filled()])
+                traces[row] += float(vectors.dot(Q, matrix @ Q).sum(dtype=torch.float64))
+        return traces
 
     def rows(self) -> Float[Tensor, "j n"]:
         """A copy of all rows."""
@@ -100,13 +125,6 @@ class Basis:
     def __getitem__(self, row: int) -> Float[Tensor, " n"]:
         chunk, within = divmod(range(self._rows)[row], self._chunk_rows)
         return self._chunks[chunk][within]
-
-    def _lift(self, coefficients: Float[Tensor, " j"]) -> Float[Tensor, " n"]:
-        """The combination of the rows with one coefficient each."""
-        lifted = self._like.new_zeros(self._like.shape[1])
-        for chunk, part in zip(self._filled(), coefficients.split(self._chunk_rows), strict=True):
-            lifted.addmv_(chunk.T, part)
-        return lifted
 
     def _on_device(self, coefficients: Float[np.ndarray, "j p"]) -> Float[Tensor, "j p"]:
         return torch.as_tensor(np.ascontiguousarray(coefficients)).to(self._like)

@@ -144,6 +144,11 @@ class Krylov:
         bounds = np.abs(self._coupling @ S) + self._dropped @ np.abs(S) + self.rounding
         return Ritz(values=values, coordinates=S, bounds=bounds)
 
+    def leading_ritz(self, steps: int) -> Ritz:
+        """Eigenpairs of the projection on the first ``steps`` vectors; bounds, which nobody kept, are infinite."""
+        values, S = np.linalg.eigh(self.T[:steps, :steps])
+        return Ritz(values=values, coordinates=S, bounds=np.full(len(values), np.inf))
+
     def _begin_block(self) -> None:
         self.blocks += 1
         self.block_steps = 0

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final, get_args
+from typing import final
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from theodolite.errors import NonFiniteError, OperatorError
-from theodolite.linalg import vectors
-from theodolite.linalg.krylov import Krylov, Ritz
-from theodolite.linalg.operator import LinearOperator, bytes_in_words
-from theodolite.linalg.probes import Probes
-from theodolite.linalg.selection import StoppingRule, Which, chosen_pairs, order, radius, relative_bounds
-
-EXTRA_STEPS = 6
-EXTRA_ROWS = 3
-NOVELTY = 0.1  # weight of the random part of a warm start
+from theodolite.linalg.iteration import Iteration, iterate
+from theodolite.linalg.operator import LinearOperator
+from theodolite.linalg.selection import Which, chosen_pairs, radius, relative_bounds
 
 
 @final
@@ -119,98 +112,34 @@ def lanczos(
         Lanczos (1950), An iteration method for the solution of the eigenvalue problem.
         Wu, Simon (2000), Thick-restart Lanczos method for large symmetric eigenvalue problems.
     """
-    n = _size_of_sensible(A, k=k, which=which, tol=tol)
-    limit = 10 * k + 200 if max_products is None else max_products
-    if limit < k:
-        raise OperatorError(f"{k} eigenpairs take at least {k} products, found max_products={max_products}.")
-    capacity = _rows_in_memory(A, k, memory)
-    probes = Probes(A, seed=seed)
-    krylov = Krylov(A, start=_start_vector(A, start, probes), draw=lambda: probes.draw(1)[0], capacity=capacity)
-    rule = StoppingRule(k=k, which=which, tol=tol, fair_steps=min(n, k + EXTRA_STEPS), verify=verify)
-    quadrature: tuple[Tensor, Tensor] | None = None
-    restarts, settled, done = 0, False, False
-    while not done:
-        krylov.advance()
-        done = krylov.exhausted or krylov.products >= limit
-        full = len(krylov) == capacity
-        if done or full or krylov.invariant or len(krylov) % _check_interval(len(krylov)) == 0:
-            ritz = krylov.ritz()
-            settled = rule.settles(krylov, ritz) or krylov.exhausted
-            done = done or settled
-            if quadrature is None and (done or full or krylov.invariant):
-                quadrature = _quadrature(ritz)
-        if on_step is not None:
-            on_step(krylov.products, rule.worst)
-        if full and not done:
-            krylov.restart(order(ritz.values, which)[: k + (capacity - k) // 2])
-            restarts += 1
-    assert quadrature is not None
-    chosen = chosen_pairs(ritz, k, which)
-    relative = relative_bounds(ritz, chosen)
+    run = iterate(
+        A,
+        k=k,
+        which=which,
+        tol=tol,
+        seed=seed,
+        start=start,
+        max_products=max_products,
+        memory=memory,
+        verify=verify,
+        on_step=on_step,
+    )
+    return eigenpairs(run, k=k, which=which, tol=tol)
+
+
+def eigenpairs(run: Iteration, *, k: int, which: Which, tol: float) -> Eigenpairs:
+    """The asked pairs of a run."""
+    chosen = chosen_pairs(run.ritz, k, which)
+    relative = relative_bounds(run.ritz, chosen)
     return Eigenpairs(
-        values=torch.from_numpy(ritz.values[chosen]),
-        vectors=krylov.basis.combine(ritz.coordinates[:, chosen]),
+        values=torch.from_numpy(run.ritz.values[chosen]),
+        vectors=run.krylov.basis.combine(run.ritz.coordinates[:, chosen]),
         residuals=torch.from_numpy(relative),
         converged=torch.from_numpy(relative <= tol),
-        settled=settled,
-        radius=radius(ritz),
-        products=krylov.products,
-        restarts=restarts,
-        nodes=quadrature[0],
-        weights=quadrature[1],
+        settled=run.settled,
+        radius=radius(run.ritz),
+        products=run.krylov.products,
+        restarts=run.restarts,
+        nodes=torch.from_numpy(run.first.values.copy()),
+        weights=torch.from_numpy(run.first.coordinates[0] ** 2),
     )
-
-
-def _size_of_sensible(A: LinearOperator, *, k: int, which: str, tol: float) -> int:
-    """The size of A, if the question can be answered."""
-    if not A.symmetric:
-        raise OperatorError(
-            f"Lanczos needs a symmetric operator, {A!r} does not claim to be. Pass symmetric=True where it was made."
-        )
-    n = A.shape[0]
-    if not 1 <= k <= n:
-        raise OperatorError(f"{A!r} has {n} eigenpairs, found k={k}; ask for 1 to {n}.")
-    if which not in get_args(Which):
-        raise OperatorError(f"which is one of {', '.join(map(repr, get_args(Which)))}, found {which!r}.")
-    if not tol > 0:
-        raise OperatorError(f"tol is a positive relative residual, found {tol}.")
-    return n
-
-
-def _rows_in_memory(A: LinearOperator, k: int, memory: int) -> int:
-    n, row = A.shape[0], A.shape[0] * A.dtype.itemsize
-    needed = min(n, k + EXTRA_ROWS)
-    if memory < needed * row:
-        raise OperatorError(
-            f"{k} eigenpairs of {A!r} need a basis of at least {needed} vectors of {bytes_in_words(row)} each, "
-            f"{bytes_in_words(needed * row)} in all, found memory={bytes_in_words(memory)}. Raise memory or lower k."
-        )
-    return min(n, memory // row)
-
-
-def _start_vector(A: LinearOperator, start: Tensor | None, probes: Probes) -> Float[Tensor, " n"]:
-    random = probes.draw(1)[0]
-    if start is None:
-        return random
-    n = A.shape[0]
-    if start.ndim not in (1, 2) or start.shape[-1] != n or start.numel() == 0:
-        raise OperatorError(f"start has the shape ({n},) or (j, {n}) for {A!r}, found {tuple(start.shape)}.")
-    rows = start.reshape(-1, n).T.to(random)
-    norms = vectors.norm(rows)
-    if not bool(torch.isfinite(norms).all()):
-        raise NonFiniteError(f"start has NaN or infinite entries; its rows have norms {norms.tolist()}.")
-    if float(norms.min()) == 0:
-        raise OperatorError(f"start has a row of zeros; its rows have norms {norms.tolist()}.")
-    warm = (rows / norms.to(rows)).sum(dim=1)
-    # Relative to one unit row: the sum of opposite rows may vanish, the random part then starts alone.
-    return warm + NOVELTY * random / float(vectors.norm(random))
-
-
-def _check_interval(j: int) -> int:
-    """Every step at first; later a check costs O(j³) on the host, and one in 32 steps of delay is cheap."""
-    return max(1, j // 32)
-
-
-def _quadrature(ritz: Ritz) -> tuple[Tensor, Tensor]:
-    """Gauss nodes and weights for the spectral measure of the start vector."""
-    return torch.from_numpy(ritz.values.copy()), torch.from_numpy(ritz.coordinates[0] ** 2)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
@@ -16,7 +15,7 @@ from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
 from theodolite.linalg.basis import NOISE
 from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
-from theodolite.linalg.probes import Distribution, Probes, mean_with_stderr
+from theodolite.linalg.probes import Distribution, Probes
 
 WORK_VECTORS = 4
 
@@ -24,19 +23,35 @@ WORK_VECTORS = 4
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quadrature:
-    """One Gauss rule for each probe: Σ w f(node) approximates vᵀ f(A) v, exactly for polynomials of degree < 2s.
+    """A spectral measure: known eigenvalues, and one Gauss rule for each probe that samples the others.
+
+    Σ w f(node) approximates vᵀ f(A) v for a unit probe v orthogonal to the eigenvectors of the known eigenvalues, exactly
+    for polynomials of degree < 2s. Over random v its mean is the mean of f over the eigenvalues that are not known.
 
     Args:
         nodes: Ritz values, ascending, float64 on the CPU; NaN-padded where the Krylov space closed early.
         weights: rows sum to 1; 0 where padded.
         size: n of the operator.
         products: operator-vector products.
+        known: eigenvalues that are counted once each and left out of the rules.
+        uniform: whether the probes are uniform on the unit sphere, so that even one has a known error.
+        coarse_nodes: as nodes, after half the steps.
+        coarse_weights: their weights, negative where a rule was corrected for known eigenvalues.
     """
 
     nodes: Float[Tensor, "m s"]
     weights: Float[Tensor, "m s"]
     size: int
     products: int
+    known: Float[Tensor, " c"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    uniform: bool = False
+    coarse_nodes: Float[Tensor, "m h"] | None = None
+    coarse_weights: Float[Tensor, "m h"] | None = None
+
+    @property
+    def unknown(self) -> int:
+        """Number of eigenvalues that the rules stand for."""
+        return self.size - len(self.known)
 
 
 def slq(
@@ -71,7 +86,7 @@ def slq(
         >>> from theodolite.linalg import Diagonal, integrate, slq
         >>> A = Diagonal(torch.linspace(1, 2, 50, dtype=torch.float64))
         >>> rule = slq(A, probes=10, steps=8, seed=0)
-        >>> log_det, stderr = integrate(rule, torch.log)
+        >>> log_det, stderr, _ = integrate(rule, torch.log)
         >>> abs(log_det - float(A.entries.log().sum())) < 3 * stderr
         True
 
@@ -89,39 +104,25 @@ def slq(
     stream = Probes(A, seed=seed, distribution=distribution)
     nodes = torch.full((probes, length), torch.nan, dtype=torch.float64)
     weights = torch.zeros(probes, length, dtype=torch.float64)
+    coarse_nodes, coarse_weights = nodes[:, : max(1, length // 2)].clone(), weights[:, : max(1, length // 2)].clone()
     products = 0
     for first in range(0, probes, together):
         starts = stream.draw(min(together, probes - first))
         diagonals, couplings, lengths = _tridiagonals(A, starts, steps=length, products_before=products)
         for row, s in enumerate(lengths.tolist(), start=first):
-            alphas, betas = diagonals[:s, row - first], couplings[: s - 1, row - first]
-            theta, S = eigh_tridiagonal(alphas.numpy(), betas.numpy())
-            nodes[row, :s] = torch.from_numpy(theta)
-            weights[row, :s] = torch.from_numpy(S[0] ** 2)
+            alphas, betas, half = diagonals[:, row - first], couplings[:, row - first], min(s, coarse_nodes.shape[1])
+            nodes[row, :s], weights[row, :s] = _gauss(alphas[:s], betas[: s - 1])
+            coarse_nodes[row, :half], coarse_weights[row, :half] = _gauss(alphas[:half], betas[: half - 1])
         products += int(lengths.sum())
-    return Quadrature(nodes=nodes, weights=weights, size=n, products=products)
-
-
-def integrate(quadrature: Quadrature, f: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """The trace of f(A) with its standard error over probes, NaN with a single one.
-
-    Args:
-        quadrature: from ``slq``.
-        f: a function of eigenvalues, elementwise, from a float64 tensor to a tensor of the same shape.
-
-    Returns:
-        n·mean Σ w f(node), and its standard error. The bias of a rule with too few steps is not in it.
-    """
-    valid = ~quadrature.nodes.isnan()
-    found = f(quadrature.nodes[valid])
-    if found.shape != quadrature.nodes[valid].shape:
-        raise OperatorError(
-            f"integrate needs an elementwise function: {int(valid.sum())} nodes went in, "
-            f"a tensor of shape {tuple(found.shape)} came out."
-        )
-    values = torch.zeros_like(quadrature.nodes)
-    values[valid] = found.to(values)
-    return mean_with_stderr(quadrature.size * (quadrature.weights * values).sum(dim=1))
+    return Quadrature(
+        nodes=nodes,
+        weights=weights,
+        size=n,
+        products=products,
+        uniform=distribution == "gaussian",
+        coarse_nodes=coarse_nodes,
+        coarse_weights=coarse_weights,
+    )
 
 
 def _probes_in_memory(A: LinearOperator, length: int, memory: int) -> int:
@@ -132,6 +133,12 @@ def _probes_in_memory(A: LinearOperator, length: int, memory: int) -> int:
             f"memory={bytes_in_words(memory)}. Raise memory or take fewer steps."
         )
     return memory // one
+
+
+def _gauss(alphas: Float[Tensor, " s"], betas: Float[Tensor, " t"]) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
+    """Nodes and weights of the rule with this Jacobi matrix."""
+    theta, S = eigh_tridiagonal(alphas.numpy(), betas.numpy())
+    return torch.from_numpy(theta), torch.from_numpy(S[0] ** 2)
 
 
 def _tridiagonals(

@@ -9,6 +9,7 @@ from typing import final
 
 import torch
 from jaxtyping import Float
+from scipy.special import stdtrit
 from torch import Tensor
 
 from theodolite.errors import OperatorError
@@ -40,6 +41,53 @@ class TraceEstimate:
     products: int
     parts: Float[Tensor, " L"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     part_stderrs: Float[Tensor, " L"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+    @property
+    def degrees(self) -> int | None:
+        """Degrees of freedom of the standard errors, None where they are exact."""
+        return None if len(self.samples) == 1 else len(self.samples) - 1
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Two-sided confidence interval by Student's t; NaN from a single random sample, a point where exact."""
+        return self._around(self.value, self.stderr, level)
+
+    def part_intervals(self, level: float = 0.95) -> list[tuple[float, float]]:
+        """The same for each part by itself."""
+        pairs = zip(self.parts.tolist(), self.part_stderrs.tolist(), strict=True)
+        return [self._around(value, stderr, level) for value, stderr in pairs]
+
+    def _around(self, value: float, stderr: float, level: float) -> tuple[float, float]:
+        quantile = 1.0 if self.degrees is None else float(stdtrit(self.degrees, (1 + level) / 2))
+        return value - quantile * stderr, value + quantile * stderr
+
+
+def trace_estimate(
+    samples: Float[Tensor, " m"], *, products: int, parts: Float[Tensor, "L m"] | None = None
+) -> TraceEstimate:
+    """The mean of independent unbiased samples of a trace, and of those of its parts."""
+    value, stderr = mean_with_stderr(samples)
+    of_parts = [] if parts is None else [mean_with_stderr(row) for row in parts]
+    return TraceEstimate(
+        value=value,
+        stderr=stderr,
+        samples=samples,
+        products=products,
+        parts=torch.tensor([mean for mean, _ in of_parts], dtype=torch.float64),
+        part_stderrs=torch.tensor([error for _, error in of_parts], dtype=torch.float64),
+    )
+
+
+def exact_trace(value: float, *, products: int, parts: Float[Tensor, " L"] | None = None) -> TraceEstimate:
+    """A trace without error."""
+    parts = torch.zeros(0, dtype=torch.float64) if parts is None else parts
+    return TraceEstimate(
+        value=value,
+        stderr=0.0,
+        samples=torch.tensor([value], dtype=torch.float64),
+        products=products,
+        parts=parts,
+        part_stderrs=torch.zeros_like(parts),
+    )
 
 
 def hutchinson(
@@ -81,16 +129,8 @@ def hutchinson(
     for done, V in _counted(stream.blocks(probes, size=_block_size(A, memory))):
         AV = finite_product(A, V, before=done)
         blocks.append(torch.stack([vectors.dot(V[part], AV[part]) for part in (slice(None), *parts)]).double().cpu())
-    samples = torch.cat(blocks, dim=1)
-    whole, *of_parts = [mean_with_stderr(row) for row in samples]
-    return TraceEstimate(
-        value=whole[0],
-        stderr=whole[1],
-        samples=samples[0],
-        products=probes,
-        parts=torch.tensor([mean for mean, _ in of_parts], dtype=torch.float64),
-        part_stderrs=torch.tensor([stderr for _, stderr in of_parts], dtype=torch.float64),
-    )
+    whole, *of_parts = torch.cat(blocks, dim=1)
+    return trace_estimate(whole, products=probes, parts=torch.stack(of_parts) if parts else None)
 
 
 def hutchpp(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 2**30) -> TraceEstimate:
@@ -136,14 +176,11 @@ def hutchpp(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 2*
     exact = math.fsum(_quadratic_forms(A, V, before=sketch + done).sum() for done, V in _counted(sketched))
     spent = sketch + len(Q)
     if len(Q) == n:
-        whole = torch.tensor([exact], dtype=torch.float64)
-        return TraceEstimate(value=exact, stderr=0.0, samples=whole, products=spent)
+        return exact_trace(exact, products=spent)
     blocks: list[Tensor] = []
     for done, V in _counted(stream.blocks(products - spent, size=size)):
         blocks.append(_quadratic_forms(A, V - Q.T @ vectors.project(Q, V), before=spent + done))
-    samples = exact + torch.cat(blocks)
-    value, stderr = mean_with_stderr(samples)
-    return TraceEstimate(value=value, stderr=stderr, samples=samples, products=products)
+    return trace_estimate(exact + torch.cat(blocks), products=products)
 
 
 def _refuse_oblong(A: LinearOperator) -> int:
