@@ -9,6 +9,7 @@
     │   ├── ParameterError                 its parameters cannot be selected
     │   └── NonFiniteError                 its loss, gradient or product is not finite
     ├── DerivativeError (RuntimeError)     a derivative is missing or wrong
+    ├── RankError (RuntimeError)           processes of one run disagree or are lost
     ├── OperatorError (ValueError)         an operator was asked for what it does not have
     ├── LogError (OSError)                 a run log cannot be written or read
     │   └── LogInUseError                  another process writes to it
@@ -45,6 +46,10 @@ class NonFiniteError(ProblemError):
 
 class DerivativeError(TheodoliteError, RuntimeError):
     """A derivative is missing, or disagrees with finite differences."""
+
+
+class RankError(TheodoliteError, RuntimeError):
+    """The processes of a data-parallel run disagree, or one of them is lost."""
 
 
 class OperatorError(TheodoliteError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -38,7 +38,7 @@ Whole = TypeVar("Whole", bound="ProblemOperator")
 
 
 class ProblemOperator(LinearOperator):
-    """An operator on the parameters that is a sum over the chunks of a problem's data, symmetric unless it has rows.
+    """An operator that is made of the chunks of a problem's data, their sum where chunks have no rows of their own.
 
     Graphs of chunks are kept between products while they fit the problem's memory cap and rebuilt beyond it. Blocks of
     vectors go through one vectorised backward pass or a loop, whichever a timed trial on the first block finds faster.
@@ -47,21 +47,23 @@ class ProblemOperator(LinearOperator):
 
     Args:
         problem: what to differentiate.
-        rows: number of rows of an operator that has one part for each chunk instead of their sum; None for n.
+        shape: of an operator that is not n×n, because chunks have rows of their own; None for n×n.
+        symmetric: whether it is.
 
     Attributes:
         products: products with one vector so far.
         seconds: time spent so far.
         notes: fallbacks, in words.
-        chunks: pieces of the data that weigh something, 0 before the first product.
+        chunks: pieces of the data of all ranks that weigh something, 0 before the first product.
     """
 
     name = "operator"
     by_difference = False
 
-    def __init__(self, problem: Problem, *, rows: int | None = None) -> None:
-        m = problem.n if rows is None else rows
-        super().__init__(shape=(m, problem.n), dtype=problem.dtype, device=problem.device, symmetric=rows is None)
+    def __init__(self, problem: Problem, *, shape: tuple[int, int] | None = None, symmetric: bool = True) -> None:
+        super().__init__(
+            shape=shape or (problem.n, problem.n), dtype=problem.dtype, device=problem.device, symmetric=symmetric
+        )
         self.problem = problem
         self.products = 0
         self.seconds = 0.0
@@ -71,7 +73,8 @@ class ProblemOperator(LinearOperator):
         self._kept: list[tuple[Graph, Chunk, dict[str, Tensor]]] = []
         self._complete = False
         self.chunks = 0
-        self._factor = 0.0
+        self._weights: list[float] = []
+        self._samples: list[int] = []
         self._version: tuple[object, ...] | None = None
         self._graph_bytes: float | None = None
         self._cap = 0
@@ -114,7 +117,7 @@ class ProblemOperator(LinearOperator):
     @property
     def gradients(self) -> float:
         """Graphs built so far, in forward and backward passes over the whole data."""
-        return self._built / self.problem.samples if self._built else 0.0
+        return self._built / self.problem.samples_here if self._built else 0.0
 
     @property
     def cost(self) -> Cost:
@@ -129,19 +132,21 @@ class ProblemOperator(LinearOperator):
         Cost: k products.
         """
         start = clock(self.problem)
-        forms, weights, samples = [], [], []
-        with self.problem.session():
-            rows = _rows(V)
+        rows, forms = _rows(V), []
+        with self.problem.session(), self._together(rows):
             total = torch.zeros_like(rows)
             point = self._prepare()
-            for graph, chunk, product in self._walk(rows, point):
+            for _, _, product in self._walk(rows, point):
                 total += product
                 forms.append((rows * product).sum(1).double())
-                weights.append(graph.weight)
-                samples.append(chunk.samples)
+        weights = torch.tensor(self._weights, dtype=torch.float64)
+        samples = torch.tensor(self._samples, dtype=torch.float64)
+        here = torch.cat([torch.stack(forms).cpu(), weights[:, None], samples[:, None]], dim=1)
+        of_chunks = self.problem.ranks.join(here)
+        products = self._mean(total)
         self._spent(rows, start)
-        of_chunks = torch.tensor(weights, dtype=torch.float64)
-        return (total * self._factor).T, self._left_out(torch.stack(forms), of_chunks, samples), of_chunks
+        left_out = self._left_out(of_chunks[:, :-2], of_chunks[:, -2], of_chunks[:, -1].int().tolist())
+        return products.T, left_out.to(rows.device), of_chunks[:, -2]
 
     def _left_out(
         self, forms: Float[Tensor, "c k"], weights: Float[Tensor, " c"], samples: list[int]
@@ -158,15 +163,13 @@ class ProblemOperator(LinearOperator):
         ]
         return torch.tensor(scales, dtype=torch.float64, device=forms.device)[:, None] * (forms.sum(0) - forms)
 
-    def _matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    def _matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
         start = clock(self.problem)
-        with self.problem.session():
-            rows = _rows(V)
-            total = torch.zeros_like(rows)
+        rows = _rows(V)
+        with self.problem.session(), self._together(rows):
             point = self._prepare()
-            for _, _, product in self._walk(rows, point):
-                total += product
-        result = total * self._factor
+            combined = self._combined((product for _, _, product in self._walk(rows, point)), rows)
+        result = self._mean(combined)
         self._spent(rows, start)
         if not is_finite(result):
             raise NonFiniteError(
@@ -175,6 +178,25 @@ class ProblemOperator(LinearOperator):
                 "derivative (a square root or norm at 0). Use dtype=torch.float64, or leave those parameters out with params=."
             )
         return result.T
+
+    def _combined(self, products: Iterator[Float[Tensor, "k m"]], rows: Float[Tensor, "k n"]) -> Float[Tensor, "k m"]:
+        """What the products of the chunks make together: their sum."""
+        total = torch.zeros_like(rows)
+        for product in products:
+            total += product
+        return total
+
+    def _together(self, rows: Float[Tensor, "k n"]) -> AbstractContextManager[None]:
+        """The part of the ranks in a product, which all take with the same vectors."""
+        return self.problem.together(f"a product of {self.name} with {rows.shape[0]} vectors", vectors=rows)
+
+    def _mean(self, total: Float[Tensor, "k m"]) -> Float[Tensor, "k m"]:
+        """The mean over the data of all ranks, of products summed over this one's."""
+        weighing = sum(weight > 0 for weight in self._weights)
+        here = torch.tensor([sum(self._weights), sum(self._samples), weighing], dtype=torch.float64)
+        weight, samples, chunks = self.problem.ranks.sum(here).split(1)
+        self.chunks = int(chunks)
+        return self.problem.ranks.sum(total) * self._scale(weight, int(samples))
 
     def _spent(self, rows: Float[Tensor, "k n"], start: float) -> None:
         self.products += rows.shape[0]
@@ -200,6 +222,7 @@ class ProblemOperator(LinearOperator):
                 graph = self._graph(model, piece, point)
             if isinstance(graph, OutputGraph):
                 refuse_wrong_jacobian(self.problem, graph, piece)
+                return saved.total + graph.held
             return saved.total
 
         with self._naming_the_way_out():
@@ -215,7 +238,7 @@ class ProblemOperator(LinearOperator):
         if self._complete:
             yield from self._kept
             return
-        weights, samples, used = [], 0, 0.0
+        self._weights, self._samples, used = [], [], 0.0
         for chunk in self.problem.chunks():
             used += self._bytes(chunk)
             if chunk.index < len(self._kept):
@@ -225,12 +248,10 @@ class ProblemOperator(LinearOperator):
                 graph = self._build(chunk, point, buffers)
                 if self._may_keep(used) and chunk.index == len(self._kept):
                     self._kept.append((graph, chunk, buffers))
-            weights.append(graph.weight)
-            samples += chunk.samples
+            self._weights.append(graph.weight)
+            self._samples.append(chunk.samples)
             yield graph, chunk, buffers
-        self._complete = len(self._kept) == len(weights)
-        self.chunks = sum(weight > 0 for weight in weights)
-        self._factor = self._scale(torch.tensor(weights, dtype=torch.float64), samples)
+        self._complete = len(self._kept) == len(self._weights)
 
     def _build(self, chunk: Chunk, point: Point, buffers: dict[str, Tensor]) -> Graph:
         self._built += chunk.samples

@@ -1,9 +1,9 @@
-"""How a problem is evaluated: mode, precision, pieces, engine, seed and memory."""
+"""How a problem is evaluated: mode, precision, pieces, engine, seed, memory and ranks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -29,6 +29,7 @@ class Options:
     engine: Engine = "auto"
     seed: int = 0
     memory: int | None = None
+    group: Any = "auto"
 
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, MODES)

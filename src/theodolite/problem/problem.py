@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,19 +14,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from theodolite.errors import DataError, NonFiniteError, ParameterError, ProblemError
+from theodolite.errors import DataError, NonFiniteError, ParameterError, ProblemError, RankError
 from theodolite.problem.check import check
 from theodolite.problem.criteria import recognise
-from theodolite.problem.data import Batches, move, split
+from theodolite.problem.data import Batches, fingerprint, move, split
 from theodolite.problem.guard import seed_everything, undisturbed
 from theodolite.problem.identity import architecture, identity
 from theodolite.problem.memory import spare_memory
 from theodolite.problem.model import common_dtype, device_of, on_batch_statistics, unwrapped
 from theodolite.problem.numerics import exact_arithmetic
 from theodolite.problem.objective import CriterionObjective, LossObjective, Objective
-from theodolite.problem.options import Engine, Mode, Options
+from theodolite.problem.options import MODES, Engine, Mode, Options
 from theodolite.problem.parameters import Layout, Selection, select_parameters
-from theodolite.problem.point import Point, read_point, version_of
+from theodolite.problem.point import Point, read_point, sums_of, version_of
+from theodolite.problem.ranks import Facts, Ranks
 from theodolite.problem.subsets import Drawn, Rows, first_batches, first_samples
 
 T = TypeVar("T")
@@ -62,6 +64,9 @@ class Problem:
         engine: how Hessian products are computed; ``"auto"`` chooses by a timed trial and says so.
         seed: seed of dropout masks and of random checks.
         memory: bytes that graphs and blocks of vectors may take; a quarter of free memory by default.
+        group: the process group whose ranks hold the data together, each its own batches: losses, gradients, products and
+            all measures are then of the data of all ranks, and every rank makes the same calls. ``"auto"`` takes the default
+            group where ``torch.distributed`` is initialised; None measures on this process alone.
 
     Raises:
         ParameterError: no trainable parameter is selected.
@@ -88,8 +93,11 @@ class Problem:
         engine: Engine = "auto",
         seed: int = 0,
         memory: int | None = None,
+        group: Any = "auto",
     ) -> None:
-        options = Options(mode=mode, dtype=dtype, microbatch=microbatch, engine=engine, seed=seed, memory=memory)
+        options = Options(
+            mode=mode, dtype=dtype, microbatch=microbatch, engine=engine, seed=seed, memory=memory, group=group
+        )
         self._build(model, CriterionObjective(recognise(criterion)), batches, params, options)
 
     @classmethod
@@ -127,9 +135,12 @@ class Problem:
         self._selected = select_parameters(self.model, params)
         self.layout = Layout(tuple(self._selected), tuple(parameter.shape for parameter in self._selected.values()))
         self._samples: int | None = None
+        self._samples_here: int | None = None
         self._share = 1.0
         self._drawn_from: int | None = None
         self._depth = 0
+        self._first_batch: tuple[Batches, float] | None = None
+        self.ranks = Ranks(options.group)
         self._take_options(options)
 
     def _take_options(self, options: Options) -> None:
@@ -154,10 +165,19 @@ class Problem:
 
     @property
     def samples(self) -> int:
-        """Number of samples in the data; walks the data once if no pass has been made."""
+        """Number of samples in the data of all ranks; walks the data once if no pass has been made."""
         if self._samples is None:
-            self._samples = sum(self.objective.samples(batch) for batch in self.batches)
+            with self.together("counting samples"):
+                here = self.samples_here
+            self._samples = int(self.ranks.sum(torch.tensor(float(here), dtype=torch.float64)))
         return self._samples
+
+    @property
+    def samples_here(self) -> int:
+        """Number of samples that this rank holds; walks the data once if no pass has been made."""
+        if self._samples_here is None:
+            self._samples_here = sum(self.objective.samples(batch) for batch in self.batches)
+        return self._samples_here
 
     @property
     def memory(self) -> int:
@@ -200,12 +220,14 @@ class Problem:
         return other
 
     def replace(self, **changes: Any) -> Problem:
-        """The same problem with other options (``mode``, ``dtype``, ``microbatch``, ``engine``, ``seed``, ``memory``)."""
+        """The same problem with other options: ``mode``, ``dtype``, ``microbatch``, ``engine``, ``seed``, ``memory``, ``group``."""
         known = {field.name for field in dataclasses.fields(Options)}
         if unknown := changes.keys() - known:
             raise ProblemError(f"Expected options among {sorted(known)}, found {sorted(unknown)}.")
         other = copy.copy(self)
         other._depth = 0
+        if "group" in changes:
+            other.ranks, other._samples = Ranks(changes["group"]), None
         other._take_options(dataclasses.replace(self.options, **changes))
         return other
 
@@ -222,7 +244,8 @@ class Problem:
         Cost: one walk over the data without the model, and a copy of what is taken.
 
         Args:
-            samples: how many; all of them from the number that there are.
+            samples: how many, of all ranks together, each of which gives its share, rounded up; all from the number that there
+                are.
             seed: of the order.
 
         Raises:
@@ -238,7 +261,7 @@ class Problem:
             raise ProblemError(f"Expected at least 1 sample to take, found {samples}.")
         if samples >= self.samples:
             return self
-        return self._divided(samples, seed=seed)[0]
+        return self._parts(samples, seed=seed)[0]
 
     def split_halves(self, *, seed: int = 0) -> tuple[Problem, Problem]:
         """Two problems on a random half of the data each, the first with the odd sample.
@@ -255,12 +278,8 @@ class Problem:
         Raises:
             DataError: there is but one sample, or one batch whose samples are coupled.
         """
-        if (len(list(self.batches)) if self.coupled else self.samples) < 2:
-            raise DataError(
-                f"Expected two samples or more to halve, found {self.samples}"
-                + (" in one batch whose samples are coupled. Use smaller batches." if self.coupled else ".")
-            )
-        return self._divided(-(-self.samples // 2), seed=seed)
+        first, second = self._parts(-(-self.samples // 2), seed=seed, others=True)
+        return first, second
 
     def growing(self, *, start: int = 64, factor: float = 2.0, seed: int = 0) -> Iterator[Problem]:
         """Nested problems on more and more of the data, the last on all of it: for a sample as large as an error demands.
@@ -283,19 +302,30 @@ class Problem:
             size = max(size + 1, int(size * factor))
         yield self
 
-    def _divided(self, samples: int, *, seed: int) -> tuple[Problem, Problem]:
-        """The problem on the first samples of a random order, and on the rest."""
-        sizes = [self.objective.samples(batch) for batch in self.batches]
-        first, rest = (first_batches if self.coupled else first_samples)(sizes, count=samples, seed=seed)
-        return self._on(sizes, first), self._on(sizes, rest)
+    def _parts(self, samples: int, *, seed: int, others: bool = False) -> list[Problem]:
+        """The problem on the first samples of a random order, and on the others where they are asked for."""
+        whole = self.samples
+        with self.together("dividing the data"):
+            sizes = [self.objective.samples(batch) for batch in self.batches]
+            if others and (len(sizes) if self.coupled else sum(sizes)) < 2:
+                raise DataError(
+                    f"Expected two samples or more to halve, found {sum(sizes)}"
+                    + (" in one batch whose samples are coupled. Use smaller batches." if self.coupled else ".")
+                )
+            here = -(-samples * sum(sizes) // whole)
+            rows = (first_batches if self.coupled else first_samples)(sizes, count=here, seed=seed + self.ranks.rank)
+            parts = [self._on(sizes, chosen) for chosen in rows[: 2 if others else 1]]
+        counts = self.ranks.sum(torch.tensor([part.samples_here for part in parts], dtype=torch.float64))
+        for part, count in zip(parts, counts.tolist(), strict=True):
+            part._samples, part._share = int(count), self._share * count / whole
+            part._drawn_from = self._drawn_from or whole
+        return parts
 
     def _on(self, sizes: list[int], chosen: list[Rows]) -> Problem:
         other = copy.copy(self)
         drawn = Drawn(self.batches, sizes, chosen)
-        other._samples = sum(map(len, chosen))
-        other._share = self._share * other._samples / sum(sizes)
-        other._drawn_from = self._drawn_from or sum(sizes)
         other.batches = Batches(list(drawn) if self.batches.in_memory else drawn)
+        other._samples_here = sum(map(len, chosen))
         other._depth = 0
         return other
 
@@ -307,25 +337,28 @@ class Problem:
 
         Cost: one walk over the data without the model, and a forward pass of the first batch.
         """
-        self.ensure_checked()
-        point = self.point()
-        first = self.batches.first()
-        piece = first if self.microbatch is None else split(first, self.microbatch)[0]
-        chunk = Chunk(0, move(piece, device=self.device, dtype=self.cast), self.objective.samples(piece))
-        total, weight = self.evaluate(chunk, point, grad=False)
-        parts = {
-            "values": (point.leaves, point.constants, point.buffers),
-            "architecture": architecture(self.model),
-            "flags": [module.training for module in self.model.modules()] if self.mode == "as is" else [],
-            "objective": self.objective,
-            "data": [identity(batch, strict=False) for batch in self.batches],
-            "selection": self.layout.names,
-            "options": (self.mode, self.dtype, self.microbatch, self.engine, self.seed),
-            "first": (total, weight),
-        }
-        found = identity(parts, strict=False)
+        with self.together("hashing the problem"):
+            self.ensure_checked()
+            point = self.point()
+            first = self.batches.first()
+            piece = first if self.microbatch is None else split(first, self.microbatch)[0]
+            chunk = Chunk(0, move(piece, device=self.device, dtype=self.cast), self.objective.samples(piece))
+            total, weight = self.evaluate(chunk, point, grad=False)
+            parts = {
+                "values": (point.leaves, point.constants, point.buffers),
+                "architecture": architecture(self.model),
+                "flags": [module.training for module in self.model.modules()] if self.mode == "as is" else [],
+                "objective": self.objective,
+                "data": [identity(batch, strict=False) for batch in self.batches],
+                "selection": self.layout.names,
+                "options": (self.mode, self.dtype, self.microbatch, self.engine, self.seed),
+                "first": (total, weight),
+            }
+            found = identity(parts, strict=False)
         assert found is not None
-        return found
+        if self.ranks.size == 1:
+            return found
+        return hashlib.sha256(" ".join(self.ranks.texts(found)).encode()).hexdigest()[: len(found)]
 
     def context(self) -> dict[str, Any]:
         """What a record says of its problem."""
@@ -369,6 +402,28 @@ class Problem:
             finally:
                 self._depth -= 1
 
+    @contextmanager
+    def together(self, what: str, *, at: Point | None = None, vectors: Tensor | None = None) -> Iterator[None]:
+        """Work on this rank's part of the data, the results of which ``ranks`` combine afterwards; free on one process.
+
+        Ranks meet before and after. Buffers that differ from rank to rank, as the statistics of BatchNorm do in data-parallel
+        training, are the first rank's in between.
+
+        Args:
+            what: the work, in words, the same on all ranks.
+            at: where, if not at the current parameters.
+            vectors: what every rank multiplies, which must be equal on all.
+
+        Raises:
+            RankError: ranks disagree on parameters, vectors or call, hold the same data, fail or are lost.
+        """
+        with self.ranks.step(what, lambda: self._facts(at, vectors)) as differing:
+            if differing:
+                here = self.point()
+                buffers = {name: self.ranks.first(buffer) for name, buffer in here.buffers.items()}
+                self._point = dataclasses.replace(here, buffers=buffers)
+            yield
+
     def point(self) -> Point:
         """The current parameters and buffers, cast to the problem's dtype, without copying where none is needed."""
         version = self._version()
@@ -393,7 +448,16 @@ class Problem:
             self._checked = True
 
     def chunks(self) -> Iterator[Chunk]:
-        """Walk the data once; the first walk also checks it."""
+        """Walk the data of this rank once; the first walk also checks it.
+
+        Raises:
+            RankError: ranks share the data, and this is not inside ``together``.
+        """
+        if not self.ranks.meeting:
+            raise RankError(
+                f"Expected a measure that combines what {self.ranks.size} ranks find on their parts of the data, found one that "
+                "walks over one part alone. Pass group=None to measure on each rank alone."
+            )
         self.ensure_checked()
         index = samples = 0
         for batch in self.batches:
@@ -402,7 +466,7 @@ class Problem:
                 chunk = Chunk(index, placed, self.objective.samples(piece))
                 yield chunk
                 index, samples = index + 1, samples + chunk.samples
-        self._samples = samples
+        self._samples_here = samples
 
     def call(
         self,
@@ -423,7 +487,7 @@ class Problem:
         named = dict(zip(self.layout.names, point.leaves, strict=True)) | dict(point.constants)
         named |= point.fresh_buffers() if buffers is None else buffers
         with self.session():
-            seed_everything(self.seed * 1_000_003 + chunk)
+            seed_everything(self.seed * 1_000_003 + self.ranks.rank * 500_009 + chunk)
             result: T = torch.func.functional_call(
                 _Scene(self.model), {f"model.{name}": tensor for name, tensor in named.items()}, (function,)
             )
@@ -439,15 +503,17 @@ class Problem:
         return self.call(forward, point, chunk=chunk.index)
 
     def totals(self, point: Point | None = None) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-        """Total and weight of every chunk, in float64, not finite where the loss is not.
+        """Total and weight of every chunk, one rank after the other, in float64, not finite where the loss is not.
 
         Cost: one forward pass.
         """
-        point = self.point() if point is None else point
-        with self.session():
-            pairs = [self.evaluate(chunk, point, grad=False) for chunk in self.chunks()]
+        with self.session(), self.together("losses", at=point):
+            here = self._shared(point)
+            pairs = [self.evaluate(chunk, here, grad=False) for chunk in self.chunks()]
         totals = torch.stack([total.detach() for total, _ in pairs]).to("cpu", torch.float64)
-        return totals, torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
+        weights = torch.tensor([weight for _, weight in pairs], dtype=torch.float64)
+        both = self.ranks.join(torch.stack([totals, weights], dim=1))
+        return both[:, 0], both[:, 1]
 
     def loss(self) -> float:
         """The loss at the current parameters.
@@ -467,18 +533,20 @@ class Problem:
         """
         gradient = torch.zeros(self.n, dtype=self.dtype, device=self.device)
         weights = []
-        for _, total, weight, part in self.chunk_gradients():
-            if not torch.isfinite(total):
-                raise non_finite_loss(float(total.detach()))
-            gradient += part
-            weights.append(weight)
-        return gradient / self.total_weight(torch.tensor(weights, dtype=torch.float64))
+        with self.together("gradient"):
+            for _, total, weight, part in self.chunk_gradients():
+                if not torch.isfinite(total):
+                    raise non_finite_loss(float(total.detach()))
+                gradient += part
+                weights.append(weight)
+        of_chunks = self.ranks.join(torch.tensor(weights, dtype=torch.float64))
+        return self.ranks.sum(gradient) / self.total_weight(of_chunks)
 
     def chunk_gradients(
         self, point: Point | None = None
     ) -> Iterator[tuple[Chunk, Float[Tensor, ""], float, Float[Tensor, " n"]]]:
-        """Every chunk with its total, weight, and the gradient of its total, flattened."""
-        point = self.point() if point is None else point
+        """Every chunk of this rank with its total, weight, and the gradient of its total, flattened."""
+        point = self._shared(point)
         for chunk in self.chunks():
 
             def differentiate(
@@ -506,6 +574,30 @@ class Problem:
         return weight
 
     # ----------------------------------------------------------------------------------------------------- internals
+
+    def _facts(self, at: Point | None, vectors: Tensor | None) -> Facts:
+        """What ranks tell each other before they work together."""
+        _refuse_synchronised(self.model, mode=self.mode)
+        here = self.point()
+        leaves = (here if at is None else at).leaves
+        equal = {
+            "the number of parameters": float(self.n),
+            "the mode of the problem": float(MODES.index(self.mode)),
+            "the bytes of a number": float(self.dtype.itemsize),
+            "the seed of the problem": float(self.seed),
+            "the parameters (by a sum over them)": _summary([*leaves, *here.constants.values()]),
+            "the vectors (by a sum over them)": 0.0 if vectors is None else _summary([vectors]),
+        }
+        if self._first_batch is None or self._first_batch[0] is not self.batches:
+            self._first_batch = self.batches, sum(fingerprint(self.batches.first()))
+        return Facts(
+            equal, {"the first batch": self._first_batch[1]}, {"buffers": _summary(list(here.buffers.values()))}
+        )
+
+    def _shared(self, point: Point | None) -> Point:
+        """The point with the buffers that ranks agreed on."""
+        here = self.point()
+        return here if point is None else dataclasses.replace(point, buffers=here.buffers)
 
     def _version(self) -> tuple[object, ...]:
         """What changes with the loss: values of the model, modes where they are as found, settings of the criterion."""
@@ -551,3 +643,19 @@ def non_finite_loss(value: float, *, where: str = "the current parameters") -> N
         f"Expected a finite loss at {where}, found {value}. Derivatives do not exist there. Check the inputs for NaN, and "
         "whether training has diverged (an earlier checkpoint may still be finite)."
     )
+
+
+def _summary(tensors: list[Tensor]) -> float:
+    """One number that changes with the tensors, and with their order."""
+    numbers = sums_of([tensor.detach().double() for tensor in tensors])
+    return sum((1.0 + (0.6180339887498949 * place) % 1.0) * number for place, number in enumerate(numbers))
+
+
+def _refuse_synchronised(model: nn.Module, *, mode: str) -> None:
+    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) and any(
+        on_batch_statistics(model, mode=mode)
+    ):
+        raise ProblemError(
+            f"Expected BatchNorm with stored statistics, found SyncBatchNorm in mode={mode!r}: its statistics over ranks have no "
+            "second derivative. Use mode='eval'."
+        )
