@@ -1,0 +1,161 @@
+"""Interception of every torch function in a forward pass: which operations read parameters and data, and what flows by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from theodolite.operators.capture.handlers import plan_for
+from theodolite.operators.capture.recurrent import STEPS
+from theodolite.operators.capture.site import Operand, Plan, Site
+from theodolite.operators.capture.trees import replaced, tensors_in
+
+DATA, PARAMETRIC = "data", "parametric"
+MARK = "_theodolite_origin"
+# Python functions of torch whose bodies call operations that are intercepted one by one.
+TRANSPARENT = {"torch.nn.functional", "torch.functional"}
+# Most calls by far ask for shapes and flags.
+UNWATCHED = {"__get__", "__set__", "dim", "size", "stride", "is_floating_point", "is_complex", "data_ptr", "numel"}
+# With data for an index these may reorder samples in a way that depends on the data.
+ROUTING = {"__getitem__", "index_select", "gather", "take_along_dim", "take", "masked_select", "__setitem__"}
+
+Sink = Callable[[int, Tensor], None]
+
+
+class Recorder(TorchFunctionMode):
+    """Follows data and parameters through a forward pass, and cuts parameters off where data meets them.
+
+    A tensor is *parametric* if it was computed from parameters alone, and *data* if the batch went into it. An operation
+    that reads both is a site: its parametric arguments are replaced by leaves on the same storage, so that the backward
+    pass computes no weight gradients, and the gradient of its output is delivered to ``sink``. A parameter that reaches
+    the loss on any other way keeps its gradient there, which tells that the sites do not have all of it.
+
+    Args:
+        parameters: the parameters by name.
+        data: tensors of the batch.
+
+    Attributes:
+        sites: the sites so far, in the order of the forward pass.
+        routed: whether data was indexed by data, so that samples may be reordered at every pass.
+        sink: takes the number of a site and the gradient of its output during backward passes.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], data: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._parameters = {id(tensor) for tensor in parameters.values()}
+        self._batch = {id(tensor): tensor for tensor in data}
+        self._met: dict[tuple[object, ...], int] = {}
+        self.sites: list[Site] = []
+        self.routed = False
+        self.sink: Sink | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name in UNWATCHED:
+            return func(*args, **kwargs)
+        parametric, data = [], []
+        for tensor in tensors_in((args, kwargs)):
+            origin = self._origin(tensor)
+            if origin is PARAMETRIC:
+                parametric.append(tensor)
+            elif origin is DATA:
+                data.append(tensor)
+        if parametric and data:
+            return self._meet(func, args, kwargs, parametric, data)
+        if name in ROUTING and any(self._origin(tensor) is DATA for tensor in tensors_in((args[1:], kwargs))):
+            self.routed = True
+        result = func(*args, **kwargs)
+        if parametric or data:
+            self._mark(result if result is not None else args[:1], DATA if data else PARAMETRIC)
+        return result
+
+    def _meet(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parametric: list[Tensor], data: list[Tensor]
+    ) -> Any:
+        """An operation that reads parameters and data: taken apart if it is made of others, otherwise a site."""
+        inner = STEPS.get(func) or _transparent(func)
+        if inner is not None:
+            with self:
+                result = inner(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        plan = plan_for(func, args, kwargs, parametric)
+        result = func(*args, **kwargs) if plan is None else self._site(func, args, kwargs, parametric, data, plan)
+        self._mark(result if result is not None else args[:1], DATA)
+        return result
+
+    def _site(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        parametric: list[Tensor],
+        data: list[Tensor],
+        plan: Plan,
+    ) -> Tensor:
+        leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in parametric}
+        first = not any(tensor.requires_grad for tensor in data)
+        result: Tensor = func(*replaced(args, leaves), **replaced(kwargs, leaves))
+        unique = {id(tensor): tensor for tensor in parametric}
+        what = (getattr(func, "__name__", str(func)), *(_identity(tensor) for tensor in unique.values()))
+        self._met[what] = self._met.get(what, 0) + 1
+        index = len(self.sites)
+        self.sites.append(
+            Site(
+                index=index,
+                key=(*what, self._met[what]),
+                operands=[Operand(tensor, plan.recipes[key]) for key, tensor in unique.items()],
+                shape=tuple(result.shape),
+                trailing=plan.trailing,
+                edge=get_gradient_edge(result),
+                first=first,
+            )
+        )
+        result.register_hook(partial(self._deliver, index))
+        return result
+
+    def _deliver(self, index: int, gradient: Tensor) -> None:
+        if self.sink is not None:
+            self.sink(index, gradient)
+
+    def _origin(self, tensor: Tensor) -> str | None:
+        mark: str | None = getattr(tensor, MARK, None)
+        if mark is not None:
+            return mark
+        if id(tensor) in self._parameters:
+            return PARAMETRIC
+        # What needs a gradient and carries no mark came through code that is not intercepted.
+        return DATA if id(tensor) in self._batch or tensor.requires_grad else None
+
+    def _mark(self, result: Any, origin: str) -> None:
+        for tensor in tensors_in(result):
+            known = id(tensor) in self._batch or id(tensor) in self._parameters
+            if not known and (origin is DATA or tensor.requires_grad):
+                setattr(tensor, MARK, origin)
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """What tells parametric tensors apart in passes over other data: the storage that a view lies on, and where."""
+    base = tensor if tensor._base is None else tensor._base
+    own = base.data_ptr() if base.is_leaf else 0
+    return (own, tensor.storage_offset() if own else 0, tuple(tensor.shape), tensor.stride())
+
+
+@cache
+def _transparent(func: Any) -> Callable[..., Any] | None:
+    """A Python function of torch that goes straight to its body instead of asking for interception again."""
+    if not isinstance(func, FunctionType) or func.__module__ not in TRANSPARENT:
+        return None
+    never = {name: lambda *_: False for name in func.__globals__ if name.startswith("has_torch_function")}
+    inner = FunctionType(func.__code__, func.__globals__ | never, func.__name__, func.__defaults__, func.__closure__)
+    inner.__kwdefaults__ = func.__kwdefaults__
+    return inner
