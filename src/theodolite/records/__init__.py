@@ -3,6 +3,7 @@
 from theodolite.records.book import Book
 from theodolite.records.cost import Cost
 from theodolite.records.density import Density
+from theodolite.records.directional import Directional
 from theodolite.records.equality import differences
 from theodolite.records.estimate import Estimate
 from theodolite.records.gradients import Gradients
@@ -20,6 +21,7 @@ __all__ = [
     "Book",
     "Cost",
     "Density",
+    "Directional",
     "Estimate",
     "Event",
     "Gradients",
