@@ -10,7 +10,7 @@ from families import BY_NAME, FAMILIES, Family, dense_oracle
 from records.published_jackknife import published
 from theodolite.errors import NonFiniteError, NotConvergedWarning, OperatorError
 from theodolite.measures import density, spectrum, trace
-from theodolite.measures.curvature import OPERATORS
+from theodolite.measures.subject import OPERATORS
 from theodolite.problem import Problem
 
 all_families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

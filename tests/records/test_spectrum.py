@@ -139,7 +139,12 @@ def test_the_upper_end_of_both():
 
 def test_sharpness_is_a_third_of_the_way_to_the_halves():
     record = spectrum(split_half=10.34, context={"chunks": 5})
-    assert record.sharpness == Estimate((2 * 12.34 + 10.34) / 3, 0.5, 4)
+    assert record.sharpness.value == pytest.approx((2 * 12.34 + 10.34) / 3)
+    assert record.sharpness.stderr == pytest.approx(math.hypot(0.5, 2 / 3))
+    assert record.sharpness.degrees == 4
+    assert record.max_learning_rate.value == pytest.approx(2 / record.sharpness.value)
+    lower = of(-1.0, -3.0, which="smallest", split_half=-1.5)
+    assert lower.extreme.value == pytest.approx(-2.5)
     assert spectrum().sharpness == Estimate(12.34, 0.5, None)
 
 

@@ -54,6 +54,15 @@ class Rules:
         error = self.mean((above - ratio * below) / size)
         return Estimate(ratio, error.stderr, error.degrees)
 
+    def blur(self, threshold: float) -> float:
+        """Standard error of the weight below a threshold that the distance of the nodes leaves, known eigenvalues apart."""
+        widths = []
+        for nodes, weights in zip(self.nodes[:, self.known :], self.weights[:, self.known :], strict=True):
+            below, above = nodes[nodes < threshold], nodes[nodes >= threshold]
+            if below.size and above.size:
+                widths.append(weights[(nodes == below.max()) | (nodes == above.min())].sum())
+        return float(np.sqrt(np.square(widths).sum() / 12) / len(self.nodes)) if widths else 0.0
+
     def _error_of_one(self, values: Float[np.ndarray, "1 s *g"]) -> Float[np.ndarray, "*g"]:
         rest = self.size - self.known
         if not self.uniform:

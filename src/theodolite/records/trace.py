@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,6 +22,8 @@ class Trace(Record):
     Args:
         value: the estimate.
         stderr: its standard error over probes.
+        data_stderr: its standard error from the data, jackknifed over chunks with the same probes; NaN with a single chunk, and
+            for ``"hutch++"``.
         layers: names of the layers.
         layer_values: trace of each diagonal block, from the same probes.
         layer_stderrs: their standard errors.
@@ -36,6 +39,7 @@ class Trace(Record):
 
     value: float
     stderr: float
+    data_stderr: float = math.nan
     layers: tuple[str, ...] = ()
     layer_values: Float[np.ndarray, " L"]
     layer_stderrs: Float[np.ndarray, " L"]
@@ -48,6 +52,11 @@ class Trace(Record):
     def estimate(self) -> Estimate:
         """The trace with its standard error over probes."""
         return Estimate(self.value, self.stderr, self._degrees)
+
+    @property
+    def data_estimate(self) -> Estimate:
+        """The trace with its standard error from the data."""
+        return Estimate(self.value, self.data_stderr, self.data_degrees)
 
     @property
     def mean_eigenvalue(self) -> Estimate:
