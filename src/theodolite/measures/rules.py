@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
+from theodolite.operators.preconditioner import DIAGONAL, Group, diagonal_preconditioner, held_by
 from theodolite.problem import Problem
-
-# Exactly these: a subclass such as LARS takes other steps than the class that it extends.
-KNOWN = (SGD, Adam, AdamW, RMSprop, Adagrad)
-
-Group = dict[str, Any]
-Members = list[tuple[Group, list[tuple[Tensor, slice]]]]
 
 
 @dataclass(frozen=True)
@@ -75,16 +69,16 @@ def rule_of(optimizer: Optimizer, problem: Problem) -> Rule | str:
         Cohen et al., "Adaptive gradient methods at the edge of stability" (2022).
     """
     name = type(optimizer).__name__
-    if type(optimizer) not in KNOWN:
+    if type(optimizer) not in DIAGONAL:
         return f"the update rule of {name} is not known"
-    held = _held(optimizer, problem)
+    held = held_by(optimizer, problem)
     if not held:
         return f"{name} holds none of the problem's parameters"
     bounds = [_bound(optimizer, group) for group, _ in held]
     if not all(bounds) or any(group.get("maximize", False) for group, _ in held):
         return f"{name} has no bound with maximize=True or dampening of 1 and more"
     rates = [float(group["lr"]) for group, _ in held]
-    P, moved = _preconditioners(optimizer, held, problem)
+    P, moved = diagonal_preconditioner(optimizer, held, problem)
     if not bool(moved.any()):
         return f"{name} has no preconditioner before its first step"
     unusable = int((moved & ~(P > 0)).sum())
@@ -111,38 +105,13 @@ def rule_of(optimizer: Optimizer, problem: Problem) -> Rule | str:
 
 def leading_group(optimizer: Optimizer, problem: Problem) -> Group:
     """The first group that holds parameters of the problem; the first of all where none does."""
-    held = _held(optimizer, problem)
+    held = held_by(optimizer, problem)
     return held[0][0] if held else optimizer.param_groups[0]
 
 
 def momentum_of(group: Group) -> float:
     """β, or β₁ of the Adam family; 0 without."""
     return float(group["betas"][0]) if "betas" in group else float(group.get("momentum", 0.0))
-
-
-def _held(optimizer: Optimizer, problem: Problem) -> Members:
-    """Groups with those of their parameters that belong to the problem, and where; groups without any are left out."""
-    slices = problem.layout.slices
-    places = {id(p): slices[name] for name, p in problem.model.named_parameters() if name in slices}
-    found = [
-        (group, [(parameter, places[id(parameter)]) for parameter in group["params"] if id(parameter) in places])
-        for group in optimizer.param_groups
-    ]
-    return [(group, members) for group, members in found if members]
-
-
-def _preconditioners(
-    optimizer: Optimizer, held: Members, problem: Problem
-) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-    """P, 1 where there is none, and which parameters have the state that it is made of."""
-    P = torch.ones(problem.n, dtype=problem.dtype, device=problem.device)
-    moved = torch.zeros(problem.n, dtype=torch.bool, device=problem.device)
-    for group, members in held:
-        for parameter, where in members:
-            own = _preconditioner(optimizer, group, optimizer.state.get(parameter, {}), parameter)
-            if own is not None:
-                P[where], moved[where] = own.detach().reshape(-1).to(P), True
-    return P, moved
 
 
 def _bound(optimizer: Optimizer, group: Group) -> float:
@@ -157,25 +126,6 @@ def _bound(optimizer: Optimizer, group: Group) -> float:
         dampening = float(group.get("dampening", 0.0)) if beta else 0.0
         return 2 * (1 + beta) / (1 - dampening) if dampening < 1 else 0.0
     return 2.0  # Adagrad
-
-
-def _preconditioner(optimizer: Optimizer, group: Group, state: dict[str, Any], parameter: Tensor) -> Tensor | None:
-    """Diagonal P of the update lr·P⁻¹·m at the next step, None where the state does not exist yet."""
-    if isinstance(optimizer, SGD):
-        return torch.ones_like(parameter)
-    if isinstance(optimizer, Adam) and "exp_avg_sq" in state:
-        steps = float(state["step"])
-        beta1, beta2 = (float(beta) for beta in group["betas"])
-        second: Tensor = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-        # Bias corrections: of the first moment it lengthens the step, so it divides P (Cohen et al. 2022).
-        return float(1 - beta1**steps) * (torch.sqrt(second / float(1 - beta2**steps)) + float(group["eps"]))
-    if isinstance(optimizer, RMSprop) and "square_avg" in state:
-        second = state["square_avg"] - state["grad_avg"].square() if group["centered"] else state["square_avg"]
-        return torch.sqrt(second) + float(group["eps"])
-    if isinstance(optimizer, Adagrad) and float(state["step"]) > 0:
-        second = state["sum"]
-        return (torch.sqrt(second) + float(group["eps"])) * (1 + float(state["step"]) * float(group["lr_decay"]))
-    return None
 
 
 def _decoupled(optimizer: Optimizer, group: Group) -> bool:

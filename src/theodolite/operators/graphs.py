@@ -78,11 +78,15 @@ class OutputGraph(Graph):
     """The Jacobian J of the outputs of one chunk, and its transpose.
 
     J v is the derivative of Jᵀu in u, so that only reverse mode is needed; it has all operators that forward mode lacks.
+
+    Attributes:
+        held: bytes that are kept beside what autograd saves.
     """
 
     def __init__(self, outputs: Tensor, leaves: Tensors, weight: float) -> None:
         super().__init__(leaves, weight)
         self.outputs = outputs
+        self.held = outputs.nbytes
         # One number seen as many: the derivative is taken in it, its values are never used.
         self._dual = outputs.new_zeros(()).expand(outputs.shape).detach().requires_grad_()
         pulled: Sequence[Tensor] = ()

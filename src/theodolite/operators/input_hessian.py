@@ -1,0 +1,138 @@
+"""The Hessian of a problem's loss in its inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from theodolite.errors import OperatorError
+from theodolite.operators.graphs import GradientGraph, Graph, Tensors
+from theodolite.operators.problem_operator import certificate_of
+from theodolite.operators.stacked import StackedOperator, refuse_sharded
+from theodolite.problem import Chunk, Layout, Point, Problem
+from theodolite.problem.data import map_tensors, tensors_of
+from theodolite.problem.objective import CriterionObjective, pair
+from theodolite.problem.problem import gradients, non_finite_loss
+
+
+class InputHessian(StackedOperator):
+    """∂²L/∂x² in all inputs x at once, with L the mean loss over the data: block diagonal, one block a sample.
+
+    Rows and columns follow the data: sample by sample, its floating-point inputs flattened one after the other. One product
+    multiplies every sample's block with its own part of the vector. The block of sample i alone is N times the block here, for
+    a loss that averages over N samples. BatchNorm on batch statistics fills in blocks between the samples of a batch.
+
+    Second derivatives are checked as those in the parameters are. ReLU networks have none in their inputs but those of the
+    criterion.
+
+    Cost: a product takes about two gradients on kept graphs, whatever the number of samples.
+
+    Args:
+        problem: made with a criterion; its batches are pairs whose inputs have a floating-point tensor with a row a sample.
+
+    Attributes:
+        sizes: input entries of a sample, for each chunk.
+
+    Raises:
+        OperatorError: the inputs are not known, or are tokens.
+        DerivativeError: at the first product, when a second derivative is missing or wrong.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> problem = Problem(model, nn.CrossEntropyLoss(), [(torch.randn(8, 3), torch.randint(2, (8,)))])
+        >>> InputHessian(problem).shape
+        (24, 24)
+
+    References:
+        Moosavi-Dezfooli et al., "Robustness via curvature regularization, and vice versa" (2019).
+    """
+
+    name = "input hessian"
+
+    def __init__(self, problem: Problem) -> None:
+        refuse_sharded(problem)
+        if not isinstance(problem.objective, CriterionObjective):
+            raise OperatorError(
+                "An input Hessian needs batches of (inputs, targets), found a problem made by Problem.from_loss. "
+                "Use Problem(model, criterion, batches)."
+            )
+        self._places, self.sizes = [], []
+        start = 0
+        for chunk in problem.chunks():
+            inputs = _differentiable(chunk)
+            size = sum(tensor.numel() for tensor in inputs)
+            self._places.append(slice(start, start + size))
+            self.sizes.append(size // chunk.samples)
+            start += size
+        super().__init__(problem, shape=(start, start), symmetric=True)
+
+    def _measure_bytes(self) -> float:
+        """From the certificate, which is made here: the graph in the inputs passes through the same operations."""
+        return certificate_of(self.problem).bytes_per_sample
+
+    def _graph(self, model: nn.Module, chunk: Chunk, point: Point) -> Graph:
+        inputs, leaves = _with_leaves(chunk)
+        total, weight = self.problem.objective.evaluate(model, (inputs, pair(chunk.batch)[1]))
+        if not torch.isfinite(total):
+            raise non_finite_loss(float(total.detach()), where=f"batch {chunk.index}")
+        return InputGraph(gradients(total, leaves, create_graph=True), leaves, weight, self._places[chunk.index])
+
+
+class InputGraph(GradientGraph):
+    """Hessian products of one chunk in its own inputs, which lie at one place of the vectors."""
+
+    def __init__(self, gradient: Tensors, leaves: Tensors, weight: float, where: slice) -> None:
+        super().__init__(gradient, leaves, weight)
+        self._where = where
+
+    def loop(self, rows: Float[Tensor, "k n"], layout: Layout) -> Float[Tensor, "k m"]:
+        return torch.stack([self._one(row) for row in rows[:, self._where]])
+
+    def block(self, rows: Float[Tensor, "k n"], layout: Layout, *, width: int) -> Float[Tensor, "k m"]:
+        return torch.cat([torch.func.vmap(self._one)(piece) for piece in rows[:, self._where].split(width)])
+
+    def _one(self, row: Tensor) -> Tensor:
+        """The product with one vector of this chunk's inputs, sample by sample."""
+        samples = self.leaves[0].shape[0]
+        parts = row.reshape(samples, -1).split([leaf[0].numel() for leaf in self.leaves], dim=1)
+        product = self.vector(tuple(part.reshape(leaf.shape) for part, leaf in zip(parts, self.leaves, strict=True)))
+        return torch.cat([part.reshape(samples, -1) for part in product], dim=1).reshape(-1)
+
+
+def _differentiable(chunk: Chunk) -> Tensors:
+    """Floating-point inputs with a row for each sample.
+
+    Raises:
+        OperatorError: there are none.
+    """
+    inputs = tuple(tensors_of(pair(chunk.batch)[0]))
+    found = tuple(tensor for tensor in inputs if _counts(tensor, chunk.samples))
+    if not found:
+        kinds = ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in inputs) or "no tensor"
+        raise OperatorError(
+            f"Expected floating-point inputs with a row for each of {chunk.samples} samples, found {kinds}. The loss has no "
+            "derivative in tokens: give the model their embeddings as inputs (inputs_embeds=model.get_input_embeddings()(tokens) "
+            "for models of transformers)."
+        )
+    return found
+
+
+def _with_leaves(chunk: Chunk) -> tuple[Any, Tensors]:
+    """The inputs with differentiable copies in the place of those that can be differentiated, and the copies."""
+    leaves: list[Tensor] = []
+
+    def leaf(tensor: Tensor) -> Tensor:
+        if not _counts(tensor, chunk.samples):
+            return tensor
+        leaves.append(tensor.detach().clone().requires_grad_())
+        return leaves[-1]
+
+    inputs = map_tensors(pair(chunk.batch)[0], leaf)
+    return inputs, tuple(leaves)
+
+
+def _counts(tensor: Tensor, samples: int) -> bool:
+    return tensor.is_floating_point() and tensor.dim() > 0 and tensor.shape[0] == samples and tensor.numel() > 0

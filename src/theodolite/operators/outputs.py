@@ -1,0 +1,123 @@
+"""The model's outputs and the criterion on them, which GGN, Fisher and Jacobian need."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from theodolite.errors import OperatorError
+from theodolite.operators.certificate import first_piece
+from theodolite.problem import Problem
+from theodolite.problem.criteria import CrossEntropy, OutputLoss, tensor_of
+from theodolite.problem.objective import CriterionObjective, Objective, pair, with_outputs
+
+
+class Outputs(ABC):
+    """How to get outputs and targets from a batch.
+
+    Args:
+        loss: the criterion on them.
+    """
+
+    def __init__(self, loss: OutputLoss) -> None:
+        self.loss = loss
+
+    @abstractmethod
+    def tensor(self, model: nn.Module, batch: Any) -> Tensor:
+        """The outputs as the criterion takes them."""
+
+    @abstractmethod
+    def targets(self, batch: Any) -> Any:
+        """The targets as the criterion takes them."""
+
+
+@final
+class CriterionOutputs(Outputs):
+    """Outputs of a problem made with a criterion."""
+
+    def __init__(self, objective: CriterionObjective) -> None:
+        super().__init__(objective.loss)
+        self._objective = objective
+
+    def tensor(self, model: nn.Module, batch: Any) -> Tensor:
+        return tensor_of(self._objective.outputs(model, batch))
+
+    def targets(self, batch: Any) -> Any:
+        return pair(batch)[1]
+
+
+@final
+class LabelledOutputs(Outputs):
+    """Logits of a model of transformers, whose loss is the cross-entropy of its ``labels``.
+
+    Args:
+        shifts: whether the logits of each position are for the label of the next one.
+    """
+
+    def __init__(self, *, shifts: bool) -> None:
+        super().__init__(CrossEntropy())
+        self._shifts = shifts
+
+    def tensor(self, model: nn.Module, batch: Any) -> Tensor:
+        logits = tensor_of(model(**batch))
+        if self._shifts:
+            logits = logits[:, :-1]
+        return logits if logits.dim() == 2 else logits.movedim(-1, 1)
+
+    def targets(self, batch: Any) -> Any:
+        labels = batch["labels"]
+        return labels[:, 1:] if self._shifts else labels
+
+
+def outputs_of(problem: Problem) -> Outputs:
+    """Outputs and criterion of a problem: what it was made with, or logits and labels of a model of transformers.
+
+    Cost: nothing with a criterion; for ``from_loss`` with batches that have ``labels`` two or four forward passes of a few
+    samples, which check that its loss is their cross-entropy.
+
+    Raises:
+        OperatorError: the outputs are not known.
+    """
+    if isinstance(problem.objective, CriterionObjective):
+        return CriterionOutputs(problem.objective)
+    labels = _labels(problem.batches.first())
+    if labels is None:
+        with_outputs(problem.objective)
+        raise AssertionError("only a criterion has outputs")
+    for shifts in (True, False) if labels.dim() == 2 else (False,):
+        found = LabelledOutputs(shifts=shifts)
+        if _is_the_loss(problem, problem.objective, found):
+            return found
+    raise OperatorError(
+        "Expected a loss function that is the cross-entropy of the batch's labels under model(**batch).logits, as the models of "
+        "transformers compute it, found another value on the first samples. Use Problem(model, criterion, batches) with a model "
+        "that returns what the criterion takes."
+    )
+
+
+def _labels(batch: Any) -> Tensor | None:
+    """Labels of a batch of transformers, None for any other."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    return labels if isinstance(labels, Tensor) and not labels.is_floating_point() and labels.dim() > 0 else None
+
+
+def _is_the_loss(problem: Problem, objective: Objective, outputs: Outputs) -> bool:
+    """Whether loss and weight of a few samples are those of the criterion on the outputs."""
+    piece, point = first_piece(problem), problem.point()
+
+    def agree(model: nn.Module) -> bool:
+        with torch.no_grad():
+            try:
+                logits, targets = outputs.tensor(model, piece.batch), outputs.targets(piece.batch)
+                value, weight = outputs.loss.evaluate(logits, targets)
+            except (TypeError, OperatorError, RuntimeError, ValueError):
+                return False  # the model does not take the batch as it is, or its logits are no match for the labels
+            total, known = objective.evaluate(model, piece.batch)
+        # Models of transformers compute their loss in float32 whatever their own type.
+        return weight == known and bool(torch.isclose(value.double(), total.double(), rtol=1e-4, atol=1e-5))
+
+    return problem.call(agree, point)
