@@ -39,21 +39,30 @@ def gradients(problem: Problem, *, step: int | None = None) -> Gradients:
         Busing, Meijer & van der Leeden, "Delete-m jackknife for unequal m" (1999).
     """
     started = time.perf_counter()
-    totals, weights, summed, parts = _read(problem)
+    ranks = problem.ranks
+    with problem.together("gradients"):
+        totals, here, summed, parts = _read(problem)
+    totals, weights = (ranks.join(torch.from_numpy(values)).numpy() for values in (totals, here))
+    summed = ranks.sum(summed)
     denominator = problem.total_weight(torch.from_numpy(weights))
-    left = _left(denominator, weights)
+    left = _left(denominator, weights, weights)
     slices = tuple(problem.layout.layer_slices.values())
     pieces = (slice(None), *slices)
     gradient = summed / denominator
     norms = _norms(gradient, pieces)
-    errors = _norm_errors(summed, parts, left, norms, weights, pieces)
+    # Gradients of chunks stay on the rank that they were taken on.
+    without = ranks.join(
+        torch.from_numpy(_norms_without(summed, parts, _left(denominator, weights, here), pieces))
+    ).numpy()
+    errors = jackknife_stderr(without, whole=norms, weights=weights)
+    kept = ranks.sum(torch.tensor(float(parts is None))) == 0
     loss = totals.sum() / denominator
     with np.errstate(invalid="ignore"):  # a loss that is not finite is a reading
         left_out = (totals.sum() - totals) / left
     return Gradients(
         step=step,
         cost=Cost(gradients=1.0, seconds=time.perf_counter() - started),
-        notes=() if parts is not None else (OVER_THE_CAP,),
+        notes=() if kept else (OVER_THE_CAP,),
         context=problem.context() | {"chunks": int((weights > 0).sum())},
         loss=float(loss),
         loss_stderr=float(jackknife_stderr(left_out, whole=np.asarray(loss), weights=weights)),
@@ -90,25 +99,25 @@ def _read(
     return np.array(totals), np.array(weights), summed, parts
 
 
-def _left(denominator: float, weights: Float[np.ndarray, " c"]) -> Float[np.ndarray, " c"]:
-    """What is left without each chunk keeps the denominator that its share of the weight has in the whole."""
-    rest = weights.sum() - weights
+def _left(
+    denominator: float, weights: Float[np.ndarray, " c"], chunks: Float[np.ndarray, " d"]
+) -> Float[np.ndarray, " d"]:
+    """What is left of all weights without each of some chunks keeps the denominator that its share has in the whole."""
+    rest = weights.sum() - chunks
     return np.where(rest > 0, denominator * rest / (weights.sum() or 1.0), np.nan)
 
 
-def _norm_errors(
+def _norms_without(
     summed: Float[Tensor, " n"],
     parts: list[Float[Tensor, " n"]] | None,
     left: Float[np.ndarray, " c"],
-    norms: Float[np.ndarray, " L"],
-    weights: Float[np.ndarray, " c"],
     pieces: Sequence[slice],
-) -> Float[np.ndarray, " L"]:
+) -> Float[np.ndarray, "c L"]:
+    """Norms of the gradient without each chunk of this rank, NaN where they were not kept."""
     if parts is None:
-        return np.full(len(pieces), np.nan)
+        return np.full((len(left), len(pieces)), np.nan)
     left_out = (torch.sub(summed, part).div_(rest) for part, rest in zip(parts, left.tolist(), strict=True))
-    without = np.array([_norms(gradient, pieces) for gradient in left_out])
-    return jackknife_stderr(without, whole=norms, weights=weights)
+    return np.array([_norms(gradient, pieces) for gradient in left_out])
 
 
 def _norms(flat: Float[Tensor, " n"], pieces: Sequence[slice]) -> Float[np.ndarray, " L"]:

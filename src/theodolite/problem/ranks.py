@@ -16,6 +16,7 @@ from torch import Tensor
 from theodolite.errors import ProblemError, RankError
 
 WIDTH = 12  # numbers in the message that every rank sends when ranks meet; of one length, so that it can always be read
+END = "the end of "
 TOLERANCE = 1e-6  # relative; parameters are equal to the bit in one run on equal machines, other seeds differ by 1
 
 
@@ -84,7 +85,7 @@ class Ranks:
                 yield differing
         finally:
             self._inside -= 1
-        self._meet(f"the end of {what}")
+        self._meet(END + what)
 
     def sum(self, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The sum over ranks, of a tensor of one shape, after a step that all ranks have ended."""
@@ -160,7 +161,8 @@ class Ranks:
             said = self.texts(f"{type(failure).__name__}: {failure}" if failure is not None else "")
             if failure is None:
                 raise RankError(
-                    f"Expected all ranks to end {what}, found rank {failed[0]} failing there with {said[failed[0]]}"
+                    f"Expected all ranks to get through {what.removeprefix(END)}, found rank {failed[0]} failing there with "
+                    f"{said[failed[0]]}"
                 )
         elif len(set(table[:, 0].tolist())) > 1:
             raise RankError(
