@@ -154,3 +154,17 @@ def test_bad_grids(points: int, span: tuple[float, float], message: str) -> None
         line(problem, points=points, span=span)
     with pytest.raises(ProblemError, match=message):
         plane(problem, points=(3, points), span=((-1, 1), span))
+
+
+def test_interpolated_cells_of_a_quadratic_are_exact_and_an_eighth_is_evaluated() -> None:
+    problem, _ = bowl()
+    whole = plane(problem, points=51)
+    few = plane(problem, points=51, interpolate=1e-3)
+    np.testing.assert_allclose(few.losses, whole.losses, rtol=1e-10)
+    assert few.center == whole.center
+    assert few.evaluated is not None
+    assert whole.evaluated is None
+    assert few.evaluated.sum() == few.cost.forwards == 17 * 17 + 24
+    np.testing.assert_array_equal(few.stderrs[few.evaluated], whole.stderrs[few.evaluated])
+    np.testing.assert_allclose(few.stderrs, whole.stderrs, atol=0.1 * whole.stderrs.max())
+    assert "313 of them evaluated" in repr(few)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from theodolite.landscapes.grids import Spans, both
 from theodolite.landscapes.lines import KEEP
 from theodolite.landscapes.readings import OnPoint, Reading, at_parameters, read, read_grid, stderrs
 from theodolite.landscapes.remarks import context, cost, kept, remarks
+from theodolite.landscapes.surfaces import Axes, Cells, surface
 from theodolite.landscapes.trajectories import Projection
 from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
@@ -34,6 +36,7 @@ def plane(
     span: Spans | None = None,
     seed: int = 0,
     trajectory: Sequence[Snapshot] = (),
+    interpolate: float | None = None,
     keep_directions_below: int = KEEP,
     on_point: OnPoint | None = None,
     step: int | None = None,
@@ -44,7 +47,8 @@ def plane(
     axis where its span contains it, and the loss of the centre is that of θ, bit for bit. BatchNorm uses the statistics
     that the mode of the problem says, stored ones by default, also at the checkpoints of a trajectory.
 
-    Cost: one forward pass a point and one a checkpoint, one more where the grid does not contain the centre.
+    Cost: one forward pass a point and one a checkpoint, one more where the grid does not contain the centre. With
+    ``interpolate``, an eighth of 51 × 51 points on a smooth surface, up to all on a rugged one.
 
     Args:
         problem: what is surveyed.
@@ -56,6 +60,8 @@ def plane(
             for ``"trajectory"`` what holds the path with a margin of 15 % of its extent.
         seed: of random directions; the first is that of ``line``.
         trajectory: checkpoints whose path is laid over the plane, whatever its directions; ``"trajectory"`` needs three.
+        interpolate: the largest error on held-out cells, as a share of the range of the losses, at which the cells between
+            evaluated ones are taken from a spline; 0.001 cannot be seen in a picture. None evaluates every cell.
         keep_directions_below: bytes up to which the record keeps both directions; 256 MiB by default.
         on_point: called after every point of the grid with the number done and the number of all.
         step: optimiser step, kept in the record.
@@ -87,17 +93,20 @@ def plane(
     path = _path(snapshots, parameters, first, second)
     alphas, betas = both(points, _spans(span, name, path))
     center = read(problem, problem.point())
-    coordinates = np.stack(np.meshgrid(alphas, betas, indexing="ij"), axis=-1).reshape(-1, 2)
-    readings = read_grid(problem, coordinates, (first, second), center=center, on_point=on_point)
+    evaluate = partial(_at_cells, problem, (alphas, betas), (first, second), center, on_point)
+    found = surface(evaluate, alphas, betas, tol=interpolate, seed=seed)
+    readings = list(found.readings.values())
     checkpoints = [_read_snapshot(problem, snapshot) for snapshot in snapshots]
-    losses = np.array([reading.loss for reading in readings]).reshape(alphas.size, betas.size)
     stored, dropped = kept((first, second), below=keep_directions_below)
     return Plane(
         step=step,
         alphas=alphas,
         betas=betas,
-        losses=losses,
-        stderrs=stderrs(readings, center=center).reshape(losses.shape),
+        losses=found.losses,
+        stderrs=found.spread(stderrs(readings, center=center)),
+        evaluated=None if found.evaluated.all() else found.evaluated,
+        interpolation_error=found.error,
+        interpolation_log_error=found.log_error,
         directions=None if stored is None else (stored[0], stored[1]),
         direction_norms=(length(first), length(second)),
         cosine=angle,
@@ -113,6 +122,19 @@ def plane(
         notes=(*remarks(readings, center), *lost, *_statistics(problem, path), *dropped),
         context=context(problem, name=name, center=center),
     )
+
+
+def _at_cells(
+    problem: Problem,
+    axes: Axes,
+    directions: tuple[Tensor, Tensor],
+    center: Reading,
+    on_point: OnPoint | None,
+    cells: Cells,
+) -> list[Reading]:
+    """Readings at rows and columns of a grid."""
+    coordinates = np.stack([axis[index] for axis, index in zip(axes, cells.T, strict=True)], axis=-1)
+    return read_grid(problem, coordinates, directions, center=center, on_point=on_point)
 
 
 def _finite(

@@ -94,6 +94,11 @@ class Plane(Record):
         path_losses: loss at each checkpoint itself, not at its projection.
         path_distances: distance of each checkpoint from the plane.
         explained: shares of the trajectory's variance that d₁ and d₂ explain; None without a trajectory.
+        evaluated: where a forward pass was taken; the other losses are those of a spline, their standard errors interpolated.
+            None where all were.
+        interpolation_error: the largest error of the spline on cells held out from it, as a share of the range of losses; an
+            estimate from some two dozen cells, which the worst cell may exceed severalfold.
+        interpolation_log_error: the same of the logarithms of the losses; NaN where a loss is not positive.
     """
 
     kind: ClassVar[str] = "plane"
@@ -112,6 +117,9 @@ class Plane(Record):
     path_losses: Float[np.ndarray, " t"] | None = None
     path_distances: Float[np.ndarray, " t"] | None = None
     explained: tuple[float, float] | None = None
+    evaluated: Bool[np.ndarray, "a b"] | None = None
+    interpolation_error: float = 0.0
+    interpolation_log_error: float = 0.0
 
     @property
     def center(self) -> float:
@@ -153,6 +161,9 @@ class Plane(Record):
         """Directions, losses."""
         alpha, beta, lowest = self.minimum
         size = f"{self.alphas.size} × {self.betas.size} points"
+        if self.evaluated is not None:
+            error = number(self.interpolation_error)
+            size += f", {int(self.evaluated.sum()):,} of them evaluated, error elsewhere {error} of the range"
         reading = f"loss {number(self.center)} at 0, lowest {number(lowest)} at ({number(alpha)}, {number(beta)})"
         return f"{self.name}, {size}", reading, *_missing(self.losses)
 
