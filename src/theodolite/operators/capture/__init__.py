@@ -19,8 +19,9 @@ Gradients are those of each sample's part of the summed loss: nothing is divided
 
 from theodolite.operators.capture.capture import Captured, capture
 from theodolite.operators.capture.factored import Factored
+from theodolite.operators.capture.gram import SampleGram, sample_gram
 from theodolite.operators.capture.lookup import Lookup
 from theodolite.operators.capture.rows import Rows
 from theodolite.operators.capture.use import Block, Use
 
-__all__ = ["Block", "Captured", "Factored", "Lookup", "Rows", "Use", "capture"]
+__all__ = ["Block", "Captured", "Factored", "Lookup", "Rows", "SampleGram", "Use", "capture", "sample_gram"]

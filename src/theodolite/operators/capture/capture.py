@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from jaxtyping import Float
@@ -62,6 +63,31 @@ class Captured:
         self._known = known
 
     @property
+    def problem(self) -> Problem:
+        """What is differentiated."""
+        return self._run.problem
+
+    @property
+    def chunk(self) -> Chunk:
+        """The samples."""
+        return self._run.chunk
+
+    @property
+    def point(self) -> Point:
+        """Where."""
+        return self._run.point
+
+    @property
+    def known(self) -> Known:
+        """What was learnt about batches of this shape, shared between passes."""
+        return self._known
+
+    @property
+    def sites(self) -> Counter[str]:
+        """At how many operations each parameter is read."""
+        return Counter(name for site in self._run.sites for name in self._run.behind(site))
+
+    @property
     def samples(self) -> int:
         """Samples in the chunk."""
         return self._run.chunk.samples
@@ -99,10 +125,9 @@ class Captured:
             Uses in the order of the forward pass; those from the fallback last, with ``kind="fallback"``.
         """
         found: list[Use] = []
-        lost = self.differentiate(cotangent, found.extend, retain=retain)
-        kept = [use for use in found if use.parameter not in lost]
-        kept.sort(key=lambda use: use.site)
-        return kept + self.fallback(lost, cotangent)
+        missed = self.differentiate(cotangent, found.extend, retain=retain)
+        kept = sorted((use for use in found if use.parameter not in missed), key=lambda use: use.site)
+        return kept + self.fallback(missed, cotangent)
 
     def merged(
         self, cotangent: Float[Tensor, "b *outputs"] | None = None, *, retain: bool = True
@@ -119,27 +144,26 @@ class Captured:
     def differentiate(
         self, cotangent: Tensor | None, take: Callable[[list[Use]], None], *, retain: bool
     ) -> tuple[str, ...]:
-        """One backward pass that hands over the uses of each site as soon as they are known.
+        """One backward pass that hands over the uses of every site as soon as they are known.
 
         Returns:
             Names of the parameters whose uses are not all of their gradient, for the fallback.
         """
-        lost: set[str] = set()
+        run, lost = self._run, self._known.lost
 
         def receive(site: Site, gradient: Tensor) -> None:
             layout = self._known.layouts.get(site.key)
             if layout is None:
-                lost.update(self._run.behind(site))
-            else:
-                take(self._run.uses(site, gradient, layout))
+                late.update(run.behind(site))
+                return
+            take([use for use in run.uses(site, gradient, layout) if use.parameter not in lost])
 
-        run = self._run
-        with run.problem.session():
-            lost.update(
-                run.problem.call(
-                    lambda _: run.differentiate(cotangent, receive, retain=retain), run.point, chunk=run.chunk.index
-                )
-            )
+        late: set[str] = set()
+        missed = run.problem.call(
+            lambda _: run.differentiate(cotangent, receive, retain=retain), run.point, chunk=run.chunk.index
+        )
+        # Remembered, so that a pass that hands over uses for good knows what to leave out from the start.
+        lost.update(late, missed)
         return tuple(name for name in run.problem.layout.names if name in lost)
 
     def fallback(self, names: tuple[str, ...], cotangent: Tensor | None = None) -> list[Use]:

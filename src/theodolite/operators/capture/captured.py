@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -51,7 +51,6 @@ class Pass:
     weight: float
     outputs: Tensor | None
     recorder: Recorder
-    buffers: dict[str, Tensor] = field(repr=False, default_factory=dict)
 
     @property
     def sites(self) -> list[Site]:
@@ -111,7 +110,7 @@ def forward(problem: Problem, chunk: Chunk, point: Point) -> Pass:
     def run(model: nn.Module) -> Pass:
         recorder = Recorder(dict(zip(problem.layout.names, point.leaves, strict=True)), tensors_of(chunk.batch))
         outputs = None
-        with sdpa_kernel(ANY_ATTENTION), _plain_checkpoints(), recorder:
+        with sdpa_kernel(ANY_ATTENTION), plain_checkpoints(), recorder:
             objective = problem.objective
             if isinstance(objective, CriterionObjective):
                 found = objective.outputs(model, chunk.batch)
@@ -125,7 +124,7 @@ def forward(problem: Problem, chunk: Chunk, point: Point) -> Pass:
 
 
 @contextmanager
-def _plain_checkpoints() -> Iterator[None]:
+def plain_checkpoints() -> Iterator[None]:
     """Run reentrant checkpoints without recomputation: under ``no_grad`` their operations would have no gradients."""
     module: Any = torch.utils.checkpoint
     before = module.CheckpointFunction

@@ -23,6 +23,10 @@ class Combined(Use):
         self.uses = tuple(uses)
 
     @property
+    def kinds(self) -> set[str]:
+        return {kind for use in self.uses for kind in use.kinds}
+
+    @property
     def nbytes(self) -> int:
         return sum(use.nbytes for use in self.uses)
 

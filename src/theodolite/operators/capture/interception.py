@@ -16,7 +16,7 @@ from theodolite.operators.capture.recurrent import STEPS
 from theodolite.operators.capture.site import Operand, Plan, Site
 from theodolite.operators.capture.trees import replaced, tensors_in
 
-DATA, PARAMETRIC = "data", "parametric"
+PARAMETRIC, DATA, ROUTED = "parametric", "data", "routed"
 MARK = "_theodolite_origin"
 # Python functions of torch whose bodies call operations that are intercepted one by one.
 TRANSPARENT = {"torch.nn.functional", "torch.functional"}
@@ -31,10 +31,11 @@ Sink = Callable[[int, Tensor], None]
 class Recorder(TorchFunctionMode):
     """Follows data and parameters through a forward pass, and cuts parameters off where data meets them.
 
-    A tensor is *parametric* if it was computed from parameters alone, and *data* if the batch went into it. An operation
-    that reads both is a site: its parametric arguments are replaced by leaves on the same storage, so that the backward
-    pass computes no weight gradients, and the gradient of its output is delivered to ``sink``. A parameter that reaches
-    the loss on any other way keeps its gradient there, which tells that the sites do not have all of it.
+    A tensor is *parametric* if it was computed from parameters alone, and *data* if the batch went into it; *routed* data was
+    indexed by data on the way. An operation that reads parameters and data is a site: its parametric arguments are replaced
+    by leaves on the same storage, so that the backward pass computes no weight gradients, and the gradient of its output is
+    delivered to ``sink``. A parameter that reaches the loss on any other way keeps its gradient there, which tells that the
+    sites do not have all of it.
 
     Args:
         parameters: the parameters by name.
@@ -42,7 +43,7 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         sites: the sites so far, in the order of the forward pass.
-        routed: whether data was indexed by data, so that samples may be reordered at every pass.
+        routed: whether a site reads routed data, in which samples may be reordered at every pass.
         sink: takes the number of a site and the gradient of its output during backward passes.
     """
 
@@ -62,20 +63,24 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in UNWATCHED:
             return func(*args, **kwargs)
-        parametric, data = [], []
+        parametric, data, origins = [], [], set()
         for tensor in tensors_in((args, kwargs)):
             origin = self._origin(tensor)
+            origins.add(origin)
             if origin is PARAMETRIC:
                 parametric.append(tensor)
-            elif origin is DATA:
+            elif origin is not None:
                 data.append(tensor)
         if parametric and data:
-            return self._meet(func, args, kwargs, parametric, data)
-        if name in ROUTING and any(self._origin(tensor) is DATA for tensor in tensors_in((args[1:], kwargs))):
-            self.routed = True
-        result = func(*args, **kwargs)
-        if parametric or data:
-            self._mark(result if result is not None else args[:1], DATA if data else PARAMETRIC)
+            self.routed = self.routed or ROUTED in origins
+            result = self._meet(func, args, kwargs, parametric, data)
+        else:
+            result = func(*args, **kwargs)
+        if data:
+            routes = name in ROUTING and any(self._origin(tensor) for tensor in tensors_in((args[1:], kwargs)))
+            self._mark(result if result is not None else args[:1], ROUTED if routes or ROUTED in origins else DATA)
+        elif parametric:
+            self._mark(result, PARAMETRIC)
         return result
 
     def _meet(
@@ -89,9 +94,7 @@ class Recorder(TorchFunctionMode):
             if result is not NotImplemented:
                 return result
         plan = plan_for(func, args, kwargs, parametric)
-        result = func(*args, **kwargs) if plan is None else self._site(func, args, kwargs, parametric, data, plan)
-        self._mark(result if result is not None else args[:1], DATA)
-        return result
+        return func(*args, **kwargs) if plan is None else self._site(func, args, kwargs, parametric, data, plan)
 
     def _site(
         self,
@@ -139,7 +142,7 @@ class Recorder(TorchFunctionMode):
     def _mark(self, result: Any, origin: str) -> None:
         for tensor in tensors_in(result):
             known = id(tensor) in self._batch or id(tensor) in self._parameters
-            if not known and (origin is DATA or tensor.requires_grad):
+            if not known and (origin is not PARAMETRIC or tensor.requires_grad):
                 setattr(tensor, MARK, origin)
 
 

@@ -46,6 +46,14 @@ class Block:
         """Entries of a row."""
         return torch.Size(self.shape[1:]).numel()
 
+    def part_of(self, whole: Tensor) -> Tensor:
+        """The part of a tensor in the shape of the parameter."""
+        return (
+            whole
+            if self.is_whole
+            else whole.contiguous().as_strided(self.shape, self.strides, self.offset + whole.storage_offset())
+        )
+
     def of_whole(self) -> Block:
         """The block that is all of the parameter."""
         return whole_block(self.parameter, self.whole)
@@ -82,6 +90,11 @@ class Use(ABC):
         self.kind: Kind = kind
         self.site = site
         self.samples = samples
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of operation that read the block."""
+        return {self.kind}
 
     @property
     def parameter(self) -> str:
