@@ -299,3 +299,10 @@ def test_gradient_variances_and_hessian_products_equal_autograd() -> None:
     curved = sum((product - pooled_product).square().sum() for product in products) / 3
     flat = (each - pooled).square().sum(1).mean().detach()
     torch.testing.assert_close(losses.hessian_align(H, z, Y, alpha=2.0, beta=3.0), 2 * curved + 3 * flat)
+
+
+def test_domains_are_aligned_where_their_features_are_alike() -> None:
+    x, y = (torch.randn(n, 2, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (6, 5))
+    pairs = losses.sinkhorn_divergence(x, y, blur=0.5) * 2
+    torch.testing.assert_close(losses.domain_alignment([x, y, x], blur=0.5), pairs, atol=1e-9, rtol=1e-9)
+    assert float(losses.domain_alignment([x, x.flip(0)], blur=0.5)) == pytest.approx(0.0, abs=1e-9)

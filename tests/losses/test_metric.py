@@ -206,3 +206,39 @@ def test_group_order_prefers_no_inversion() -> None:
     assert float(inverted) == pytest.approx(0.440, abs=1e-3)
     swapped = losses.group_ordering(anchor, cosines_of([0.3, 0.9]), cosines_of([0.1, -0.2]), hardest=2)
     torch.testing.assert_close(swapped, right)
+
+
+def test_hashing_of_one_label_as_a_set_of_labels_is_the_same() -> None:
+    z, codes, y = drawn(6, 8), losses.hadamard_codes(4, 8).double(), torch.tensor([0, 1, 2, 3, 0, 1])
+    for kind in ("cosine", "angle"):
+        single = losses.orthohash(z, codes, y, kind=kind)
+        torch.testing.assert_close(losses.orthohash(z, codes, F.one_hot(y, 4).double(), kind=kind), single)
+    both = F.one_hot(y, 4).double()
+    both[0, 2] = 1
+    logits = 8 * F.normalize(z) @ F.normalize(codes).T - 8 * 0.2 * both
+    expected = -(both / both.sum(1, keepdim=True) * F.log_softmax(logits, 1)).sum(1)
+    torch.testing.assert_close(losses.orthohash(z, codes, both, reduction="none"), expected)
+
+
+def test_batch_normalisation_balances_the_bits() -> None:
+    """Each bit of the signs is 1 for half of a balanced batch, though all features share a large offset."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(64) % 4
+    x = torch.randn(4, 10, generator=generator)[y] + 0.5 * torch.randn(64, 10, generator=generator) + 3
+    codes = losses.hadamard_codes(8, 8)[[1, 2, 4, 7]]  # without the bit that all codes share
+    balance = {}
+    for normalised in (False, True):
+        torch.manual_seed(0)
+        head = torch.nn.Sequential(torch.nn.Linear(10, 8))
+        if normalised:
+            head.append(torch.nn.BatchNorm1d(8, affine=False))
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.05)
+        start = (head(x) > 0).float().mean(0)
+        for _ in range(100):
+            optimizer.zero_grad()
+            losses.orthohash(head(x), codes, y).backward()
+            optimizer.step()
+        bits = (head(x) > 0).float().mean(0)
+        balance[normalised] = float((start - 0.5).abs().mean()), float((bits[1:] - 0.5).abs().mean())
+    assert balance[True][0] < 0.5 * balance[False][0]  # already before training
+    assert balance[True][1] < 0.05

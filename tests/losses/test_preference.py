@@ -116,3 +116,43 @@ def test_latent_preference_slope_and_fixed_point() -> None:
     before = float(module.share)
     module.eval()(margin + 3.0)
     assert float(module.share) == before
+
+
+def test_regularised_self_play_estimates_both_divergences_without_bias() -> None:
+    """Enumerated over five answers: expectations under the drawing policy are the divergences, with their gradients."""
+    generator = torch.Generator().manual_seed(0)
+    ours, before, reference = (torch.randn(5, generator=generator, dtype=torch.float64) for _ in range(3))
+    ours.requires_grad_()
+    log_p, log_t, log_q = (torch.log_softmax(x, 0) for x in (ours, before, reference))
+    half = torch.full((5,), 0.5, dtype=torch.float64)
+
+    def expected(**weights: float) -> Tensor:
+        single = losses.rspo(log_p, log_t, log_q, half, eta=1.0, reduction="none", **weights)
+        return (log_t.exp() * single).sum()
+
+    plain = expected(forward=0.0, reverse=0.0)
+    played = (log_t.exp() * losses.sppo(log_p, log_t, half, eta=1.0, reduction="none")).sum()
+    torch.testing.assert_close(plain, played)
+    for found, divergence in (
+        (expected(forward=1.0, reverse=0.0) - plain, (log_q.exp() * (log_q - log_p)).sum()),
+        (expected(forward=0.0, reverse=1.0) - plain, (log_p.exp() * (log_p - log_q)).sum()),
+    ):
+        torch.testing.assert_close(found, divergence)
+        pair = [torch.autograd.grad(value, ours, retain_graph=True)[0] for value in (found, divergence)]
+        torch.testing.assert_close(*pair)
+
+
+def test_preference_losses_are_one_logical_form() -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, l, rw, rl = (-3 * torch.rand(6, generator=generator, dtype=torch.float64) - 0.1 for _ in range(4))  # noqa: E741
+    ones = torch.ones(6, dtype=torch.float64)
+    dpo = losses.dpo(w, l, rw, rl, beta=1.0, reduction="none")
+    torch.testing.assert_close(losses.preference_logic("dpo", w, l, rw, rl), dpo)
+    cpo = losses.cpo(w, l, ones, ones, beta=1.0, alpha=0.0, reduction="none")
+    torch.testing.assert_close(losses.preference_logic("cpo", w, l, rw, rl), cpo)
+    orpo = losses.orpo(w, l, ones, ones, lam=1.0, reduction="none") + w
+    torch.testing.assert_close(losses.preference_logic("orpo", w, l, rw, rl), orpo)
+    a, b = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.8, dtype=torch.float64)
+    torch.testing.assert_close(torch.sigmoid(torch.log(a / b)), a / (a + b))
+    with pytest.raises(ValueError, match=r"\['cpo', 'dpo', 'orpo'\]. Found 'ppo'"):
+        losses.preference_logic("ppo", w, l, rw, rl)

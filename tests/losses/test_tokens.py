@@ -192,3 +192,28 @@ def test_path_log_ratio_of_the_optimal_control_is_constant() -> None:
     torch.testing.assert_close(ratio, torch.zeros(batch).double(), atol=1e-10, rtol=0)
     (gradient,) = torch.autograd.grad(losses.log_variance(ratio), control)
     assert float(gradient.abs().max()) < 1e-10
+
+
+@pytest.mark.parametrize("drift", [0.0, 0.7])
+def test_path_ratio_of_exact_time_reversal_is_constant(drift: float) -> None:
+    """Brownian motion from N(0, 1): with v = ∇log p_t, log p_T is reached with a variance that falls with the step."""
+    spreads = []
+    for steps in (50, 800):
+        generator = torch.Generator().manual_seed(0)
+        dt = 1 / steps
+        x = torch.randn(400, 1, generator=generator, dtype=torch.float64)
+        first, parts = x, []
+        for step in range(steps):
+            noise = math.sqrt(dt) * torch.randn(400, 1, generator=generator, dtype=torch.float64)
+            slope = -x / (1 + step * dt)
+            parts.append((torch.zeros_like(x), slope, torch.full_like(x, drift), noise))
+            x = x + drift * dt + noise
+        u, v, w, noise = (torch.stack(part) for part in zip(*parts, strict=True))
+        times = torch.arange(steps, dtype=torch.float64) * dt
+        divergence = (-1 / (1 + times))[:, None].expand(steps, 400)
+        ends = -first[:, 0].square() / 2 + x[:, 0].square() / 4 + 0.5 * math.log(2.0)
+        ratio = losses.reversed_path_log_ratio(u, v, w, noise, divergence, ends, dt=dt)
+        spreads.append(float(losses.log_variance(ratio)))
+        assert abs(float(ratio.mean())) < 6 * math.sqrt(spreads[-1] / 400) + 2 * dt
+    assert spreads[1] < spreads[0] / 8
+    assert spreads[1] < 2e-3

@@ -11,13 +11,23 @@ from torch import Tensor
 from theodolite.losses.contract import widened
 from theodolite.losses.registry import loss, module_of
 
-Counts = Float[Tensor, ""]
+Counts = Float[Tensor, "*c"]
 Metric = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def accuracy_score(tp: Counts, fn: Counts, fp: Counts, tn: Counts) -> Counts:
     """Return (TP + TN)/n."""
     return _ratio(tp + tn, tp + fn + fp + tn)
+
+
+def precision(tp: Counts, fn: Counts, fp: Counts, tn: Counts) -> Counts:
+    """Return TP/(TP + FP); 0 where nothing was predicted positive."""
+    return _ratio(tp, tp + fp)
+
+
+def recall(tp: Counts, fn: Counts, fp: Counts, tn: Counts) -> Counts:
+    """Return TP/(TP + FN); 0 without positives."""
+    return _ratio(tp, tp + fn)
 
 
 def f_score(tp: Counts, fn: Counts, fp: Counts, tn: Counts, *, beta: float = 1.0) -> Counts:

@@ -139,3 +139,38 @@ def path_log_ratio(
     """
     drift = (control * (simulated - 0.5 * control)).sum((0, 2)) * dt
     return drift + (control * noise).sum((0, 2)) + terminal
+
+
+def reversed_path_log_ratio(
+    control: Float[Tensor, "t b k"],
+    inference: Float[Tensor, "t b k"],
+    simulated: Float[Tensor, "t b k"],
+    noise: Float[Tensor, "t b k"],
+    divergence: Float[Tensor, "t b"],
+    ends: Float[Tensor, " b"],
+    *,
+    dt: float,
+) -> Float[Tensor, " b"]:
+    """Return log of the controlled path measure over that of a target run backwards in time under its own control.
+
+    R = log p_0(X_0) + Σ_t [(u + v)·(w − ½(u − v)) + σ∇·v − ∇·f]Δt + Σ_t (u + v)·ΔW − log p̃(X_T), for
+    dX = (f + σw)dt + σdW with a σ that does not depend on x. R is constant over paths iff u + v = σ∇log p_t.
+
+    Args:
+        control: u at each step, with its gradient.
+        inference: v, the control of the reversed process, with its gradient; 0 for a fixed one.
+        simulated: w, the control the paths were simulated under, detached.
+        noise: ΔW, the very increments that moved the paths.
+        divergence: σ∇·v − ∇·f at each step.
+        ends: log p_0(X_0) − log p̃(X_T).
+        dt: Δt.
+
+    Returns:
+        R of each path, for :func:`log_variance`.
+
+    References:
+        Richter and Berner 2024, "Improved sampling via learned diffusions".
+    """
+    both = control + inference
+    drift = (both * (simulated - 0.5 * (control - inference))).sum(2) + divergence
+    return ends + drift.sum(0) * dt + (both * noise).sum((0, 2))

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from theodolite.losses.contract import Reduction, reduced, widened
 from theodolite.losses.registry import loss, module_of
 from theodolite.losses.segmentation import tversky
 
@@ -50,3 +51,62 @@ def projected_tversky(
 
 
 ProjectedTverskyLoss = module_of(projected_tversky, "ProjectedTverskyLoss")
+
+
+@loss("values")
+def log_square(
+    prediction: Float[Tensor, "*b"], target: Float[Tensor, "*b"], *, eps: float = 1e-6, reduction: Reduction = "mean"
+) -> Float[Tensor, "..."]:
+    """−log(1 − (y − ŷ)² + ε) (LMSE): never below the squared error, steeper for large errors.
+
+    Reconstructed from the formula alone: its paper was not traced, so the range of targets and ε are ours.
+
+    Args:
+        prediction: ŷ in [0, 1]; an error of 1 and more counts −log ε, without gradient.
+        target: y in [0, 1].
+        eps: ε.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The reduced loss.
+
+    Example:
+        >>> log_square(torch.tensor([0.5]), torch.tensor([0.0]), eps=0.0)
+        tensor(0.2877)
+
+    References:
+        Terven et al. 2023, "Loss Functions and Metrics in Deep Learning", for the squared error; the logarithm is a
+        reconstruction.
+    """
+    error = widened(prediction) - widened(target)
+    return reduced(-torch.log((1 - error.square()).clamp(min=0.0) + eps), reduction)
+
+
+LogSquareLoss = module_of(log_square, "LogSquareLoss")
+
+
+@loss("other")
+def log_amplified(values: Float[Tensor, "*b"], *, reduction: Reduction = "mean") -> Float[Tensor, "..."]:
+    """−log(1 − ℓ) of losses ℓ ∈ [0, 1) (LAMP): slope 1/(1 − ℓ), so bad samples count more.
+
+    Reconstructed from the formula alone: its paper was not traced.
+
+    Args:
+        values: ℓ, one a sample, of a loss bounded by 1, such as a Dice loss; held at 1 − 1e-6.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Returns:
+        The reduced loss.
+
+    Example:
+        >>> log_amplified(torch.tensor([0.5]))
+        tensor(0.6931)
+
+    References:
+        Terven et al. 2023, "Loss Functions and Metrics in Deep Learning", for the losses that it wraps; the logarithm is
+        a reconstruction.
+    """
+    return reduced(-torch.log1p(-widened(values).clamp(max=1 - 1e-6)), reduction)
+
+
+LogAmplifiedLoss = module_of(log_amplified, "LogAmplifiedLoss")

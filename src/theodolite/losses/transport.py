@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -57,6 +60,20 @@ def sinkhorn_divergence(
     own_a = _entropic(_costs(a, a, p), log_a, log_a, epsilon, steps, envelope)
     own_b = _entropic(_costs(b, b, p), log_b, log_b, epsilon, steps, envelope)
     return across - 0.5 * own_a - 0.5 * own_b
+
+
+def domain_alignment(
+    features: Sequence[Float[Tensor, "_ k"]], *, p: float = 2.0, blur: float = 0.05
+) -> Float[Tensor, ""]:
+    """Return the sum of Sinkhorn divergences over all pairs of domains: 0 iff their features are distributed alike.
+
+    Args:
+        features: of each domain, of any number of samples.
+        p: 1 or 2.
+        blur: length below which points are not told apart.
+    """
+    pairs = itertools.combinations(features, 2)
+    return torch.stack([sinkhorn_divergence(x, y, p=p, blur=blur) for x, y in pairs]).sum()
 
 
 def _log_weights(points: Tensor, weights: Tensor | None) -> Tensor:
