@@ -61,7 +61,7 @@ def sharpness(
     problem: Problem,
     *,
     kind: SharpnessKind = "sam",
-    radius: float | Sequence[float] | None = None,
+    radius: float | int | Sequence[float | int] | None = None,
     steps: int | None = None,
     draws: int | None = None,
     seed: int = 0,
@@ -240,7 +240,7 @@ def _neighbourhood(kind: str) -> Neighbourhood:
     return KINDS[kind]
 
 
-def _radii(kind: str, radius: float | Sequence[float] | None) -> tuple[float, ...]:
+def _radii(kind: str, radius: float | int | Sequence[float | int] | None) -> tuple[float, ...]:
     given = KINDS[kind].radius if radius is None else radius
     radii = (float(given),) if isinstance(given, int | float) else tuple(float(each) for each in given)
     if not radii or not all(np.isfinite(each) and each > 0 for each in radii):
