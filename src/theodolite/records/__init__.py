@@ -1,5 +1,6 @@
 """What was measured: plain results with errors and costs, and the run log that keeps them."""
 
+from theodolite.records.batch_sharpness import BatchSharpness
 from theodolite.records.book import Book
 from theodolite.records.cost import Cost
 from theodolite.records.density import Density
@@ -16,8 +17,10 @@ from theodolite.records.spectrum import Spectrum
 from theodolite.records.stability import Stability
 from theodolite.records.trace import Trace
 from theodolite.records.training import Event, Scalars, Snapshot
+from theodolite.records.tuning import Tuning
 
 __all__ = [
+    "BatchSharpness",
     "Book",
     "Cost",
     "Density",
@@ -35,6 +38,7 @@ __all__ = [
     "Spectrum",
     "Stability",
     "Trace",
+    "Tuning",
     "differences",
     "read",
 ]
