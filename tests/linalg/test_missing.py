@@ -41,6 +41,8 @@ def test_right_pairs_raise_no_alarm(seed: int, which: str) -> None:
     A = spectrum_of(torch.cat([torch.linspace(-1, 1, 60), torch.tensor([4.0, 6.0, 9.0, -3.0])]), seed=seed)
     found = lanczos(A, k=4, which=which, tol=1e-8, seed=seed)
     assert not misses_eigenvalues(A, found, which=which, seed=seed)
+    warm = lanczos(A, k=4, which=which, tol=1e-3, seed=seed, start=found.vectors)
+    assert not misses_eigenvalues(A, warm, which=which, seed=seed)
 
 
 def test_deflated_moves_known_eigenvalues_and_nothing_else() -> None:

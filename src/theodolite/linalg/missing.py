@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from theodolite.linalg.selection import Which
 from theodolite.linalg.vectors import project
 
 PRODUCTS = 8
+MARGIN = 0.1  # residuals of the found pairs couple what was moved to the rest, which lifts it a little
 
 
 class Deflated(LinearOperator):
@@ -56,12 +59,16 @@ def misses_eigenvalues(A: LinearOperator, found: Eigenpairs, *, which: Which, se
     ends = 2 if which == "both" else 1
     if n - k < ends:
         return False
-    # The mean over a random vector lies inside the spectrum, where moved eigenvalues are in nobody's way.
+    top = {"largest": k, "smallest": 0, "both": (k + 1) // 2}[which]
+    # The mean over a random vector lies inside the spectrum, where moved eigenvalues are in nobody's way. That over a warm start
+    # lies among the found ones, and would itself be taken for a missed one.
     inside = float((found.weights * found.nodes).sum())
+    high = float(found.values[top - 1]) - MARGIN * found.radius if top > 0 else math.inf
+    low = float(found.values[top]) + MARGIN * found.radius if top < k else -math.inf
+    inside = min(max(inside, low), high) if low <= high else (low + high) / 2
     rest = Deflated(A, found.values, found.vectors, to=inside)
     outside = lanczos(rest, k=ends, which=which, tol=1e-12, seed=seed + 1, max_products=min(PRODUCTS, n))
     slack = 1e-6 * found.radius
-    top = {"largest": k, "smallest": 0, "both": (k + 1) // 2}[which]
     above = top > 0 and bool(outside.values[0] > found.values[top - 1] + slack)
     below = top < k and bool(outside.values[-1] < found.values[top] - slack)
     return above or below
