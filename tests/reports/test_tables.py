@@ -10,7 +10,7 @@ from theodolite.records import Cost, Event
 from theodolite.reports import terminal
 from theodolite.reports.facts import facts, workings
 from theodolite.reports.overview import costs_table, events_table
-from theodolite.reports.rows import MOST_ROWS, gradients_table, landscape_table, spectrum_table, stability_table
+from theodolite.reports.rows import MOST_ROWS, gradients_table, landscape_table, spectrum_tables, stability_table
 from theodolite.reports.sections import sections
 from theodolite.reports.tables import evidence_rows, terminal_table
 
@@ -48,18 +48,18 @@ def test_findings_in_the_terminal_say_severity_step_and_advice():
 
 
 def test_a_table_in_the_terminal_holds_every_cell():
-    table = spectrum_table(runs_by_hand.spectrum(converged=False))
+    table = spectrum_tables(runs_by_hand.spectrum(converged=False))[0]
     text = printed(terminal_table(table))
     assert all(cell in text for row in table.rows for cell in row)
 
 
 def test_eigenvalues_are_counted_from_both_ends_and_say_whether_they_converged():
-    rows = spectrum_table(runs_by_hand.spectrum(converged=False)).rows
+    rows = spectrum_tables(runs_by_hand.spectrum(converged=False))[0].rows
     assert [row[0] for row in rows] == ["λ₁", "λ₂", "λ₃", "λ₄", "λₙ₋₂", "λₙ₋₁", "λₙ"]
     convex = runs_by_hand.spectrum().replace(eigenvalues=np.arange(7.0, 0, -1))
-    assert [row[0] for row in spectrum_table(convex).rows][-2:] == ["λₙ₋₁", "λₙ"]
-    assert spectrum_table(convex.replace(which="smallest")).rows[0][0] == "λₙ₋₆"
-    assert spectrum_table(convex.replace(which="largest")).rows[-1][0] == "λ₇"
+    assert [row[0] for row in spectrum_tables(convex)[0].rows][-2:] == ["λₙ₋₁", "λₙ"]
+    assert spectrum_tables(convex.replace(which="smallest"))[0].rows[0][0] == "λₙ₋₆"
+    assert spectrum_tables(convex.replace(which="largest"))[0].rows[-1][0] == "λ₇"
     assert [row[1] for row in rows].count("not converged") == 3
     assert rows[0][2] == "52.3 ± 2.6"
 
@@ -178,5 +178,29 @@ def test_a_spectrum_without_density_keeps_its_table():
 
 def test_eigenvalues_of_another_step_are_not_drawn_over_a_density():
     (section,) = sections([runs_by_hand.spectrum(step=1), runs_by_hand.density(step=2)])
-    assert "Ticks" not in section.blocks[0].figure.caption
-    assert len(section.blocks[0].tables) == 2
+    drawn, alone = section.blocks
+    assert "Ticks" not in drawn.figure.caption
+    assert (drawn.origin[0].startswith("Density · step 2"), alone.figure) == (True, None)
+    assert alone.tables[0].title == "Extreme eigenvalues of the Hessian"
+
+
+def test_one_spectrum_with_probes_gives_density_shape_and_layers():
+    whole = runs_by_hand.whole_spectrum(step=3)
+    curvature, layers = sections([whole])
+    (block,) = curvature.blocks
+    assert [table.title for table in block.tables] == [
+        "Extreme eigenvalues of the Hessian",
+        "Shape of the spectrum of the Hessian",
+        "Spectral moments of the Hessian",
+    ]
+    assert "1 probe of 53 Lanczos steps beside 7 known eigenvalues" in block.figure.caption
+    assert "Ticks" in block.figure.caption
+    shape = dict(block.tables[1].rows)
+    assert shape["how far from convex, −λₙ/λ₁"] == "0.0363"
+    assert shape["type"] == whole.type
+    assert shape["outliers more than 10 scales above the bulk"] == "4 or more"
+    (traces,) = layers.blocks
+    assert dict(traces.tables[0].rows) == {"whole": "402 ± 11", "body": "300 ± 10", "head": "102.0 ± 4.0"}
+    assert traces.origin == block.origin
+    twice = sections([whole, runs_by_hand.density(step=3)])[0].blocks
+    assert [len(each.tables) for each in twice] == [3]  # a density of its own takes the place of that beside the pairs

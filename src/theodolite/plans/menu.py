@@ -68,14 +68,17 @@ def _passes(*, products: int = 0, gradients: int = 0, forwards: int = 0) -> Cost
 
 
 def _spectrum_cost(options: Mapping[str, Any]) -> Cost:
-    """Lanczos takes 2 to 4 products a pair and about 10 more; 8 search for missed copies, one a pair verifies it."""
+    """Lanczos takes 2 to 4 products a pair and about 10 more, at least ``steps`` for a density; one a pair verifies it."""
     pairs = options["k"] * (2 if options["which"] == "both" else 1)
-    return _passes(products=18 + 4 * pairs, gradients=1)
+    found = 10 + 3 * pairs
+    if options["probes"]:
+        found = max(found, options["steps"]) + options["probes"]
+    return _passes(products=found + 8 + pairs, gradients=1)
 
 
 MEASURES: Mapping[str, _Named] = {
     "gradients": _Named(gradients, {}, lambda options: _passes(gradients=1)),
-    "spectrum": _Named(spectrum, {"k": 5, "which": "both"}, _spectrum_cost),
+    "spectrum": _Named(spectrum, {"k": 5, "which": "both", "probes": 12, "steps": 80}, _spectrum_cost),
     "trace": _Named(trace, {"probes": 32}, lambda options: _passes(products=options["probes"], gradients=1)),
     "density": _Named(
         density,
@@ -87,15 +90,13 @@ MEASURES: Mapping[str, _Named] = {
 }
 
 PLANS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "quick": {"gradients": {}, "spectrum": {"k": 1}, "line": {"points": 21}},
-    "standard": {"gradients": {}, "spectrum": {}, "trace": {}, "density": {}, "plane": {}},
+    "quick": {"gradients": {}, "spectrum": {"k": 1, "probes": 0}, "line": {"points": 21}},
+    "standard": {"gradients": {}, "spectrum": {}, "plane": {}},
     "deep": {
         "gradients": {},
-        "spectrum": {"k": 20},
-        "trace": {"probes": 128},
-        "density": {"probes": 8, "steps": 80},
+        "spectrum": {"k": 20, "probes": 32, "steps": 160},
         "line": {},
-        "plane": {"points": 41},
+        "plane": {"points": 51, "interpolate": 1e-3},
     },
 }
 

@@ -15,6 +15,7 @@ from theodolite.records.record import Record
 from theodolite.records.rules import Rules, step_criterion, unpadded
 from theodolite.records.subspaces import cosines, overlap
 from theodolite.records.text import plural, subscript, with_error
+from theodolite.records.trace import Trace
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -216,6 +217,30 @@ class Spectrum(Extremes, Record):
             size=self.size,
             deflated=self.deflated,
             uniform=True,
+        )
+
+    @property
+    def layer_trace(self) -> Trace:
+        """The trace, whole and by layer, as a record of its own; it cost nothing more.
+
+        Raises:
+            ValueError: the spectrum was measured without probes.
+        """
+        self.rules()
+        return Trace(
+            step=self.step,
+            seed=self.seed,
+            context=self.context,
+            value=self.trace,
+            stderr=self.trace_stderr,
+            data_stderr=self.trace_data_stderr,
+            layers=self.layers,
+            layer_values=self.layer_traces,
+            layer_stderrs=self.layer_trace_stderrs,
+            probes=self.probes,
+            method="basis and probes",
+            operator=self.operator,
+            size=self.size,
         )
 
     def rules(self) -> Rules:

@@ -29,7 +29,7 @@ class Trace(Record):
         layer_stderrs: their standard errors.
         probes: number of random probes that value and error are means over; for ``"hutch++"`` those of the remainder, 0
             where its sketch left none.
-        method: ``"hutchinson"`` or ``"hutch++"``.
+        method: ``"hutchinson"``, ``"hutch++"``, or ``"basis and probes"`` where it is exact on a Krylov space and sampled off it.
         operator: ``"hessian"`` or ``"ggn"``.
         size: number of parameters n.
     """

@@ -64,7 +64,22 @@ def _judged(reading: Stability, text: str) -> str:
     return "—" if unjudged(reading) else text
 
 
-def spectrum_table(record: Spectrum) -> Table:
+def spectrum_tables(record: Spectrum) -> tuple[Table, ...]:
+    """The eigenvalues, and what follows from them."""
+    shape = _shape_rows(record)
+    name = OPERATORS.get(record.operator, record.operator)
+    eigenvalues = _eigenvalue_table(record)
+    if not shape:
+        return (eigenvalues,)
+    return eigenvalues, Table(
+        title=f"Shape of the spectrum of the {name}",
+        columns=("quantity", "estimate"),
+        rows=shape,
+        note="± is one standard error, of λ₁ from the data, of the others over probes.",
+    )
+
+
+def _eigenvalue_table(record: Spectrum) -> Table:
     """One row an eigenvalue."""
     rows = tuple(
         (_eigenvalue_name(record, index), state(bool(good)), number(value, error), number(residual, digits=2))
@@ -83,6 +98,38 @@ def spectrum_table(record: Spectrum) -> Table:
     )
 
 
+def _shape_rows(record: Spectrum) -> tuple[tuple[str, str], ...]:
+    """What the ends say together, and what needs the density; what was not measured has no row."""
+    rows: list[tuple[str, str]] = []
+    if record.which in ("largest", "both") and record.eigenvalues.size:
+        rate = record.max_learning_rate
+        rows.append(("largest stable learning rate of gradient descent 2/λ₁", number(rate.value, rate.stderr)))
+    if record.which == "both" and record.eigenvalues.size:
+        rows.append(("how far from convex, −λₙ/λ₁", number(record.re, digits=3)))
+    if record.nodes is None:
+        return tuple(rows)
+    rank = record.effective_rank
+    rows += [
+        ("type", record.type),
+        ("effective rank (tr H)²/‖H‖²", number(rank.value, rank.stderr)),
+    ]
+    if record.which != "smallest":
+        center, scale = record.bulk
+        rows += [
+            ("λ₁ over the median |λ|", number(record.conditioning, digits=2)),
+            ("outliers more than 10 scales above the bulk", _outlier_count(record)),
+            ("bulk, centre and scale", f"{number(center, digits=2)}, {number(scale, digits=2)}"),
+        ]
+    return tuple(rows)
+
+
+def _outlier_count(record: Spectrum) -> str:
+    try:
+        return str(record.outliers().size)
+    except ValueError:  # every eigenvalue that is known is one
+        return f"{record.top.size} or more"
+
+
 def density_table(record: Density) -> Table:
     """What the density integrates to."""
     trace, frobenius, negative, balance = record.trace, record.frobenius, record.negative_mass, record.K()
@@ -95,8 +142,15 @@ def density_table(record: Density) -> Table:
             ("share of eigenvalues below zero", number(negative.value, negative.stderr)),
             ("negative over positive trace K", number(balance.value, balance.stderr)),
         ),
-        note=f"± is one standard error over {record.probes} probes of {record.lanczos_steps} Lanczos steps.",
+        note=_density_note(record),
     )
+
+
+def _density_note(record: Density) -> str:
+    if record.probes > 1:
+        return f"± is one standard error over {record.probes} probes of {record.lanczos_steps} Lanczos steps."
+    known = f" beside {record.deflated} known eigenvalues" if record.deflated else ""
+    return f"± is one standard error of a single random vector with {record.lanczos_steps} Lanczos steps{known}."
 
 
 def trace_table(record: Trace) -> Table:

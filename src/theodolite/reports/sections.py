@@ -15,7 +15,7 @@ from theodolite.reports.rows import (
     density_table,
     gradients_table,
     landscape_table,
-    spectrum_table,
+    spectrum_tables,
     stability_table,
     trace_table,
 )
@@ -108,20 +108,37 @@ def _curvature(records: Sequence[Record]) -> Iterable[Block]:
         if not density.nodes.size or not np.isfinite(density.nodes[density.weights != 0]).all():
             yield _block("Spectral density", None, (), [density], "The nodes are not finite: there is no density.")
             continue
-        spectrum = spectra.pop(slug(density.operator), None)
+        spectrum = spectra.get(slug(density.operator))
         same = spectrum if spectrum is not None and spectrum.step == density.step else None
-        tables = [spectrum_table(spectrum)] if spectrum is not None else []
-        shown = [density] if spectrum is None else [density, spectrum]
+        if same is not None:
+            del spectra[slug(density.operator)]
+        tables = spectrum_tables(same) if same is not None else ()
         figure = figures.density(density, same)
-        yield _block("Spectral density", figure, (*tables, density_table(density)), shown)
+        yield _block(
+            "Spectral density", figure, (*tables, density_table(density)), [density, *([same] if same else [])]
+        )
     for spectrum in spectra.values():
-        yield _block("Extreme eigenvalues", None, (spectrum_table(spectrum),), [spectrum])
+        yield _spectrum_block(spectrum)
+
+
+def _spectrum_block(spectrum: Spectrum) -> Block:
+    """The eigenvalues, over the density where the same products gave one."""
+    tables = spectrum_tables(spectrum)
+    if spectrum.nodes is None or not np.isfinite(spectrum.nodes[spectrum.weights != 0]).all():
+        return _block("Extreme eigenvalues", None, tables, [spectrum])
+    density = spectrum.density
+    figure = figures.density(density, spectrum)
+    return _block("Spectral density", figure, (*tables, density_table(density)), [spectrum])
 
 
 def _layers(records: Sequence[Record]) -> Iterable[Block]:
-    for trace in _last(records, Trace, lambda r: slug(r.operator)):
+    measured = {slug(r.operator): r for r in _last(records, Trace, lambda r: slug(r.operator))}
+    beside = {slug(r.operator): r for r in _last(records, Spectrum, lambda r: slug(r.operator)) if r.layers}
+    for name in dict.fromkeys((*measured, *beside)):
+        source = measured.get(name) or beside[name]
+        trace = source.layer_trace if isinstance(source, Spectrum) else source
         drawn = figures.traces(trace) if trace.layers else None
-        yield _block("Curvature by layer", drawn, (trace_table(trace),), [trace], half=True)
+        yield _block("Curvature by layer", drawn, (trace_table(trace),), [source], half=True)
     for gradients in _last(records, Gradients, lambda r: r.kind):
         figure = figures.gradient_norms(gradients) if gradients.layers else None
         yield _block("Gradient norms by layer", figure, (gradients_table(gradients),), [gradients], half=True)

@@ -97,7 +97,8 @@ def _eigenvalues(spectrum: Spectrum) -> Ticks:
 def _caption(record: Density, spectrum: Spectrum | None) -> str:
     trace, negative = record.trace, record.negative_mass
     text = (
-        f"{record.probes} probes of {record.lanczos_steps} Lanczos steps on n = {record.size:,} parameters: trace "
+        f"{record.probes} probe{'s' if record.probes != 1 else ''} of {record.lanczos_steps} Lanczos steps"
+        f"{f' beside {record.deflated} known eigenvalues' if record.deflated else ''} on n = {record.size:,} parameters: trace "
         f"{number(trace.value, trace.stderr)}, {number(100 * negative.value, 100 * negative.stderr)} % of the "
         "eigenvalues below zero."
     )
