@@ -80,10 +80,12 @@ class Fisher(ProblemOperator):
     def quadratic(self, v: Float[Tensor, " n"]) -> Estimate:
         """vᵀFv, with the standard error that the draws of ``"mc"`` leave in it, given the data.
 
+        The error is the standard deviation of the draws in closed form, not an estimate from them, and known for one draw too.
+
         Cost: one product.
 
         Returns:
-            The error is 0 for the kinds that draw nothing, and NaN for a single draw.
+            The error is 0 for the kinds that draw nothing.
         """
         if self.kind != "mc":
             return Estimate(float(v.double() @ (self @ v).double()), 0.0)
@@ -134,15 +136,14 @@ class SampledGraph(SandwichGraph):
     ) -> None:
         super().__init__(outputs, leaves, weight, _mean_outer(predicted.per_target, scores))
         self.held += len(scores) * outputs.nbytes
-        self._per_target, self._scores = predicted.per_target, scores
+        self._predicted, self._scores = predicted, scores
 
     def moments(self, v: Tensors) -> tuple[float, float]:
-        """vᵀFv of this chunk, not divided by the weight, and its variance over draws; NaN for a single draw."""
+        """vᵀFv of this chunk, not divided by the weight, and its variance over draws."""
         pushed = self.push(v)
-        squares = torch.stack([self._per_target(score * pushed).double().square() for score in self._scores])
+        form = sum(float(self._predicted.per_target(score * pushed).double().square().sum()) for score in self._scores)
         draws = len(self._scores)
-        variance = float(squares.var(0).sum()) / draws if draws > 1 else float("nan")
-        return float(squares.mean(0).sum()), variance
+        return form / draws, float(self._predicted.spread(pushed).double().sum()) / draws
 
 
 def _mean_outer(per_target: Callable[[Tensor], Tensor], scores: list[Tensor]) -> Callable[[Tensor], Tensor]:

@@ -35,6 +35,10 @@ class Predictive(ABC):
         Its second moment is the curvature of the total in the outputs, block by block of ``per_target``.
         """
 
+    @abstractmethod
+    def spread(self, vector: Tensor) -> Tensor:
+        """Variance over draws of (sᵀu)², in closed form, for the score s of each target and its part u of a vector."""
+
     def per_target(self, values: Tensor) -> Tensor:
         """Values summed over the outputs that describe one target, that dimension kept at 1."""
         return values
@@ -94,6 +98,13 @@ class Categorical(Predictive):
         )
         return score if self._root is None else score * self._root
 
+    def spread(self, vector: Tensor) -> Tensor:
+        # sᵀu is pᵀu − u_y times a root: its square has the central moments of u under p.
+        squares = (vector - (self._p * vector).sum(1, keepdim=True)).square()
+        variance = (self._p * squares).sum(1, keepdim=True)
+        spread = (self._p * (squares - variance).square()).sum(1, keepdim=True)
+        return spread if self._root is None else spread * self._root.pow(4)
+
     def per_target(self, values: Tensor) -> Tensor:
         return values.sum(dim=1, keepdim=True)
 
@@ -112,6 +123,10 @@ class Bernoulli(Predictive):
     def score(self, sampled: Tensor) -> Tensor:
         return self._root * (self._p - sampled)
 
+    def spread(self, vector: Tensor) -> Tensor:
+        # (p − y)² is (1 − p)² with probability p and p² with 1 − p.
+        return self._p * (1 - self._p) * (1 - 2 * self._p).square() * (self._root * vector).pow(4)
+
 
 class Gaussian(Predictive):
     """A number for each output, with variance ½: its negative log density is the squared error and a constant."""
@@ -125,3 +140,6 @@ class Gaussian(Predictive):
 
     def score(self, sampled: Tensor) -> Tensor:
         return 2 * (self._mean - sampled)
+
+    def spread(self, vector: Tensor) -> Tensor:
+        return 8 * vector.pow(4)
