@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from theodolite.forecasts import Finding, load
 from theodolite.forecasts.finding import SEVERITIES
 from theodolite.landscapes import plane
-from theodolite.measures import density
+from theodolite.measures import spectrum
 from theodolite.monitor import Monitor
 from theodolite.plans import survey
 from theodolite.problem import Problem
@@ -175,7 +175,7 @@ def train(recipe: Recipe, log: Path, tell: Progress) -> nn.Module:
 
 
 def survey_digits(model: nn.Module, recipe: Recipe, log: Path, tell: Progress) -> None:
-    """Survey the final checkpoint: norms, spectrum, traces, density, and the planes of chance and of the trajectory."""
+    """Survey the final checkpoint: norms, the spectrum with its density and layers, the planes of chance and of the trajectory."""
     snapshots = load(log).select(Snapshot)
     small = digits_problem(model, WATCHED)
 
@@ -191,15 +191,13 @@ def survey_digits(model: nn.Module, recipe: Recipe, log: Path, tell: Progress) -
         digits_problem(model, SURVEYED),
         measures=(
             "gradients",
-            "spectrum",
-            "trace",
-            partial(density, probes=4, steps=24),
+            partial(spectrum, k=5, which="both", probes=12, steps=60),
             random_plane,
             trajectory_plane,
         ),
         log=log,
         step=recipe.steps,
-        on_progress=lambda name, done, total: tell(f"surveying, {name}", 0.5 + 0.5 * done / total),
+        on_progress=lambda what, share: tell(f"surveying, {what}", 0.5 + 0.5 * share),
     )
 
 
