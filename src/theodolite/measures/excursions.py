@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.problem import Point, Problem
-from theodolite.problem.arrays import to_numpy
 from theodolite.records.jackknife import jackknife_stderr
 
 
@@ -101,19 +100,20 @@ def gradient_at(
     Returns:
         Loss; gradient, not finite where the loss is not; the k slopes, none without directions.
     """
+    point = displaced(problem, displacement)
     wide = torch.promote_types(problem.dtype, torch.float32)
     summed = torch.zeros(problem.n, dtype=wide, device=problem.device)
     rows = torch.zeros(0, problem.n, dtype=torch.float64, device=problem.device) if along is None else along.double()
-    totals, weights, slopes = [], [], []
-    for _, total, weight, part in problem.chunk_gradients(displaced(problem, displacement)):
-        summed += part
-        totals.append(float(total))
-        weights.append(weight)
-        slopes.append(to_numpy(rows @ part.double()))
-    of_chunks = np.array(weights)
-    divisor = problem.total_weight(torch.from_numpy(of_chunks))
-    loss = ChunkMeans(np.array(totals), of_chunks, divisor)
-    return loss, (summed / divisor).to(problem.dtype), ChunkMeans(np.stack(slopes), of_chunks, divisor)
+    readings = []
+    with problem.together("a gradient", at=point, vectors=along):
+        for _, total, weight, part in problem.chunk_gradients(point):
+            summed += part
+            readings.append([float(total), weight, *(rows @ part.double()).tolist()])
+    joined = problem.ranks.join(torch.tensor(readings, dtype=torch.float64))
+    totals, weights, slopes = joined[:, 0].numpy(), joined[:, 1].numpy(), joined[:, 2:].numpy()
+    divisor = problem.total_weight(joined[:, 1])
+    gradient = (problem.ranks.sum(summed) / divisor).to(problem.dtype)
+    return ChunkMeans(totals, weights, divisor), gradient, ChunkMeans(slopes, weights, divisor)
 
 
 def context_with_chunks(problem: Problem, means: ChunkMeans) -> dict[str, Any]:

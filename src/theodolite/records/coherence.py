@@ -1,0 +1,145 @@
+"""Per-sample curvature at one point, and whether stochastic gradient descent is stable there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from theodolite.records.record import Record
+from theodolite.records.text import number, plural
+
+ROUNDING = 1e-12  # eigenvalues of the Gram matrix below this share of the largest are zero: entries are good to 1e-16
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Coherence(Record):
+    """How the curvatures of single samples align, which decides whether small batches leave a minimum.
+
+    H_i = A_iᵀA_i is the Gauss-Newton matrix of sample i and H their mean. The conditions are for samples that enter a batch
+    independently with probability B/N, and hold near a point where every sample's gradient vanishes; anywhere else they are a
+    heuristic.
+
+    Args:
+        gram: inner products of all rows of all A_i.
+        rows: number of rows of each A_i.
+        loss: loss of the samples.
+        size: number of parameters n.
+    """
+
+    kind: ClassVar[str] = "coherence"
+
+    gram: Float[np.ndarray, "m m"]
+    rows: Int[np.ndarray, " s"]
+    loss: float
+    size: int
+
+    @property
+    def samples(self) -> int:
+        """Number of samples N."""
+        return int(self.rows.size)
+
+    @property
+    def sharpness(self) -> float:
+        """λ₁(H)."""
+        return float(np.linalg.eigvalsh(self.gram)[-1]) / self.samples if self.gram.size else 0.0
+
+    @property
+    def interactions(self) -> Float[np.ndarray, "s s"]:
+        """S_ij = ‖A_i A_jᵀ‖_F = √tr(H_iH_j)."""
+        edges = np.concatenate([[0], np.cumsum(self.rows)])
+        cumulated = np.zeros((len(self.gram) + 1, len(self.gram) + 1))
+        cumulated[1:, 1:] = np.square(self.gram).cumsum(axis=0).cumsum(axis=1)
+        squares = np.diff(np.diff(cumulated[np.ix_(edges, edges)], axis=0), axis=1)
+        return np.sqrt(np.maximum(squares, 0.0))
+
+    @property
+    def sample_sharpness(self) -> Float[np.ndarray, " s"]:
+        """λ₁(H_i)."""
+        return np.array([np.linalg.eigvalsh(block)[-1] if block.size else 0.0 for block in self._blocks])
+
+    @property
+    def coherence(self) -> float:
+        """σ = λ₁(S) / max λ₁(H_i): 1 where the samples curve along orthogonal directions, N where all curve alike."""
+        largest = float(self.sample_sharpness.max(initial=0.0))
+        return float(np.linalg.eigvalsh(self.interactions)[-1]) / largest if largest > 0 else math.nan
+
+    def bound(self, batch: float | int) -> float:
+        """Learning rate above which SGD is certainly unstable: the smaller of 2/λ₁ and σ/(λ₁·√(N/B − 1)).
+
+        Sufficient, not necessary: ``radius`` may exceed 1 below it.
+        """
+        sharpness = self.sharpness
+        if not sharpness > 0:
+            return math.inf
+        noise = math.sqrt(max(self.samples / batch - 1, 0.0))
+        return min(2.0, self.coherence / noise if noise > 0 else math.inf) / sharpness
+
+    def radius(self, learning_rate: float, *, batch: float | int) -> float:
+        """Exact factor by which E‖θ − θ*‖² grows a step at last, within the span of the rows; beyond 1 is unstable.
+
+        The largest eigenvalue of M ↦ JMJ + (η²/N²)(N/B − 1) Σ H_iMH_i with J = I − ηH, a symmetric positive map. Orthogonal to
+        the span nothing moves.
+
+        Cost: an eigenproblem for matrices of the size of the span, none for the model.
+        """
+        factors = self._factors
+        m = factors.shape[1]
+        if not m:
+            return 1.0
+        noise = (learning_rate / self.samples) ** 2 * max(self.samples / batch - 1, 0.0)
+        J = np.eye(m) - learning_rate * (factors.T @ factors) / self.samples
+        same = np.equal.outer(self._owners, self._owners)
+
+        def step(flat: np.ndarray) -> np.ndarray:
+            M = flat.reshape(m, m)
+            return np.asarray(
+                J @ M @ J + noise * (factors.T @ np.where(same, factors @ M @ factors.T, 0.0) @ factors)
+            ).ravel()
+
+        if m == 1:
+            return float(step(np.ones(1))[0])
+        # From the identity, which is inside the cone that holds the leading eigenvector.
+        found = eigsh(
+            LinearOperator((m * m, m * m), matvec=step, dtype=np.float64), k=1, which="LA", v0=np.eye(m).ravel()
+        )
+        return float(found[0][0])
+
+    def max_learning_rate(self, *, batch: float | int, tol: float = 1e-4) -> float:
+        """Largest learning rate at which ``radius`` stays below 1, by bisection to a relative tolerance."""
+        below, above = 0.0, self.bound(batch)
+        if math.isinf(above):
+            return above
+        while above - below > tol * above:
+            middle = (below + above) / 2
+            below, above = (middle, above) if self.radius(middle, batch=batch) <= 1 else (below, middle)
+        return (below + above) / 2
+
+    def summary(self) -> tuple[str, ...]:
+        """Samples, coherence, sharpness."""
+        return (
+            f"{plural(self.samples, 'sample')}, n={self.size:,}",
+            f"σ = {number(self.coherence)}" if self.samples and self.gram.size else "no curvature",
+            f"loss {number(self.loss)}",
+        )
+
+    @property
+    def _owners(self) -> Int[np.ndarray, " m"]:
+        """The sample of each row."""
+        return np.repeat(np.arange(self.samples), self.rows)
+
+    @property
+    def _blocks(self) -> list[Float[np.ndarray, "_ _"]]:
+        edges = np.concatenate([[0], np.cumsum(self.rows)])
+        return [self.gram[a:b, a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+    @property
+    def _factors(self) -> Float[np.ndarray, "m k"]:
+        """The rows in an orthonormal basis of their span."""
+        values, vectors = np.linalg.eigh(self.gram)
+        kept = values > ROUNDING * values.max(initial=0.0)
+        return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
