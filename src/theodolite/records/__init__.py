@@ -2,6 +2,7 @@
 
 from theodolite.records.batch_sharpness import BatchSharpness
 from theodolite.records.book import Book
+from theodolite.records.coherence import Coherence
 from theodolite.records.cost import Cost
 from theodolite.records.density import Density
 from theodolite.records.directional import Directional
@@ -22,6 +23,7 @@ from theodolite.records.tuning import Tuning
 __all__ = [
     "BatchSharpness",
     "Book",
+    "Coherence",
     "Cost",
     "Density",
     "Directional",
