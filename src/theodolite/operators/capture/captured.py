@@ -63,7 +63,7 @@ class Pass:
         return dict(zip(self.problem.layout.names, self.point.leaves, strict=True))
 
     def differentiate(
-        self, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool
+        self, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool, root: Site | None = None
     ) -> tuple[str, ...]:
         """One backward pass; ``take`` gets every site with the gradient of its output as soon as it is known.
 
@@ -71,23 +71,29 @@ class Pass:
             cotangent: gradient of the outputs to start from; None starts from the loss.
             take: what to do with the gradients.
             retain: whether to keep the graph for another pass.
+            root: start from the output of this site, with ``cotangent`` there.
 
         Returns:
-            Names of the parameters that reach the loss outside the sites as well.
+            Names of the parameters that are reached outside the sites as well.
         """
-        root = self.total if cotangent is None else self.outputs
-        if root is None:
+        if root is not None:
+            return self._backward(root.edge, cotangent, take, retain=retain)
+        start = self.total if cotangent is None else self.outputs
+        if start is None:
             raise OperatorError(
                 "Expected a problem with outputs, which a cotangent can be given for; found one made by Problem.from_loss. "
                 "Use Problem(model, criterion, batches), or cotangent=None for the loss."
             )
-        if not root.requires_grad:
-            return ()
+        return self._backward(start, cotangent, take, retain=retain) if start.requires_grad else ()
+
+    def _backward(
+        self, start: Any, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool
+    ) -> tuple[str, ...]:
         edges = [site.edge for site in self.sites if site.first]
         self.recorder.sink = lambda index, gradient: take(self.sites[index], gradient)
         try:
             found = torch.autograd.grad(
-                root, [*edges, *self.point.leaves], cotangent, retain_graph=retain, allow_unused=True
+                [start], [*edges, *self.point.leaves], [cotangent], retain_graph=retain, allow_unused=True
             )
         finally:
             self.recorder.sink = None

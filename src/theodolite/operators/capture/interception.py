@@ -77,7 +77,9 @@ class Recorder(TorchFunctionMode):
         else:
             result = func(*args, **kwargs)
         if data:
-            routes = name in ROUTING and any(self._origin(tensor) for tensor in tensors_in((args[1:], kwargs)))
+            routes = name in ROUTING and any(
+                self._origin(tensor) for tensor in tensors_in((_index(name, args), kwargs))
+            )
             self._mark(result if result is not None else args[:1], ROUTED if routes or ROUTED in origins else DATA)
         elif parametric:
             self._mark(result, PARAMETRIC)
@@ -133,7 +135,8 @@ class Recorder(TorchFunctionMode):
     def _origin(self, tensor: Tensor) -> str | None:
         mark: str | None = getattr(tensor, MARK, None)
         if mark is not None:
-            return mark
+            # One whole number, such as that of an expert, chooses among parameters but belongs to no sample.
+            return None if tensor.dim() == 0 and not tensor.is_floating_point() else mark
         if id(tensor) in self._parameters:
             return PARAMETRIC
         # What needs a gradient and carries no mark came through code that is not intercepted.
@@ -146,11 +149,15 @@ class Recorder(TorchFunctionMode):
                 setattr(tensor, MARK, origin)
 
 
+def _index(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What data is indexed by; an assignment also has the values."""
+    return args[1:2] if name in ("__getitem__", "__setitem__") else args[1:]
+
+
 def _identity(tensor: Tensor) -> tuple[object, ...]:
-    """What tells parametric tensors apart in passes over other data: the storage that a view lies on, and where."""
+    """What tells parametric tensors apart in passes over other data: which parameter they view, and where."""
     base = tensor if tensor._base is None else tensor._base
-    own = base.data_ptr() if base.is_leaf else 0
-    return (own, tensor.storage_offset() if own else 0, tuple(tensor.shape), tensor.stride())
+    return (base.data_ptr(), tensor.storage_offset(), tensor.stride()) if base.is_leaf else ()
 
 
 @cache

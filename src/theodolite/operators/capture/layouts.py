@@ -29,6 +29,10 @@ class Layout(ABC):
         """Each sample's part of the tensor summed over axes, (samples, *axes that are left); None if that mixes samples."""
 
     @abstractmethod
+    def weighted(self, tensor: Tensor, weights: Tensor) -> Tensor:
+        """The tensor with the entries of every sample multiplied by its weight."""
+
+    @abstractmethod
     def only(self, tensor: Tensor, sample: int) -> Tensor:
         """The tensor with the entries of all other samples set to zero."""
 
@@ -56,6 +60,11 @@ class AxisLayout(Layout):
         if self.axis not in axes:
             return None
         return self._apart(tensor).sum([axis + 1 for axis in axes])
+
+    def weighted(self, tensor: Tensor, weights: Tensor) -> Tensor:
+        found = tensor.clone(memory_format=torch.contiguous_format)
+        self._apart(found).mul_(weights.reshape(-1, *[1] * tensor.dim()))
+        return found
 
     def only(self, tensor: Tensor, sample: int) -> Tensor:
         found = torch.zeros_like(tensor, memory_format=torch.contiguous_format)
@@ -97,9 +106,12 @@ class RowLayout(Layout):
         summed = tensor.sum([axis for axis in axes if axis]) if len(axes) > 1 else tensor
         return summed.new_zeros(self.samples, *summed.shape[1:]).index_add_(0, self.sample, summed)
 
+    def weighted(self, tensor: Tensor, weights: Tensor) -> Tensor:
+        return tensor * weights[self.sample].reshape(*tensor.shape[:-1], 1)
+
     def only(self, tensor: Tensor, sample: int) -> Tensor:
         keep = (self.sample == sample).reshape(*tensor.shape[:-1], 1)
-        return tensor * keep
+        return tensor.where(keep, torch.zeros_like(tensor))
 
 
 def candidates(shape: Sequence[int], trailing: int, samples: int) -> Iterator[AxisLayout]:

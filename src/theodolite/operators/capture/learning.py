@@ -76,8 +76,8 @@ def _learn(run: Pass) -> Known:
         layouts[site.key], deviation = _fitting(site, gradient, alone, samples, tolerance)
         worst = max(worst, deviation)
     unfit = [site for site in run.sites if layouts.get(site.key, 0) is None]
-    if unfit and noise is not None:
-        layouts |= _by_rows(run, unfit, noise, tolerance)
+    if unfit:
+        layouts |= _by_weights(run, unfit, layouts)
     lost |= {name for site in unfit if layouts[site.key] is None for name in run.behind(site)}
     return Known(layouts, worst, lost)
 
@@ -136,21 +136,42 @@ def _fitting(
     return None, 0.0
 
 
-def _by_rows(run: Pass, sites: list[Site], noise: Tensor, tolerance: float) -> dict[Key, Layout | None]:
-    """Which sample each row belongs to, from a second backward pass in which sample i weighs 1 + i/B.
+def _by_weights(run: Pass, sites: list[Site], layouts: dict[Key, Layout | None]) -> dict[Key, Layout | None]:
+    """Where the samples lie at other sites, from two backward passes of noise; in the second sample i weighs 1 + i/B.
 
-    A row that belongs to one sample has its gradient scaled by that sample's weight.
+    What belongs to one sample has its gradient scaled by that sample's weight. The passes start where samples are known to
+    lie, as late in the model as possible.
     """
-    samples = run.chunk.samples
-    weights = 1 + torch.arange(samples, device=noise.device, dtype=noise.dtype) / samples
+    known = [site for site in run.sites if layouts.get(site.key) is not None]
+    if not known:
+        return {}
+    root = known[-1]
+    place = layouts[root.key]
+    assert place is not None
+    generator = torch.Generator().manual_seed(run.problem.seed)
+    noise = torch.randn(root.shape, generator=generator).to(run.total)
+    weights = 1 + torch.arange(run.chunk.samples, device=noise.device, dtype=noise.dtype) / run.chunk.samples
     plain: dict[int, Tensor] = {}
     scaled: dict[int, Tensor] = {}
-    run.differentiate(noise, _into(plain), retain=True)
-    run.differentiate(noise * weights.reshape(-1, *[1] * (noise.dim() - 1)), _into(scaled), retain=True)
+    run.differentiate(noise, _into(plain), retain=True, root=root)
+    run.differentiate(place.weighted(noise, weights), _into(scaled), retain=True, root=root)
+    # Gradients are linear in the cotangent up to rounding, while weights are 1/B apart.
+    tolerance = 0.1 * tolerance_of(run.problem.dtype)
+    if tolerance * run.chunk.samples > 0.25:
+        return {}
     return {
-        site.key: _rows(plain[site.index], scaled[site.index], samples, tolerance) if site.index in plain else None
+        site.key: _scaled_layout(site, plain[site.index], scaled[site.index], weights, tolerance)
         for site in sites
+        if site.index in plain
     }
+
+
+def _scaled_layout(site: Site, plain: Tensor, scaled: Tensor, weights: Tensor, tolerance: float) -> Layout | None:
+    size = float(scaled.norm())
+    for layout in candidates(site.shape, site.trailing, len(weights)):
+        if float((layout.weighted(plain, weights) - scaled).norm()) <= tolerance * size:
+            return layout
+    return _rows(plain, scaled, weights, tolerance) if plain.dim() == 2 else None
 
 
 def _into(store: dict[int, Tensor]) -> Callable[[Site, Tensor], None]:
@@ -160,17 +181,16 @@ def _into(store: dict[int, Tensor]) -> Callable[[Site, Tensor], None]:
     return take
 
 
-def _rows(plain: Tensor, scaled: Tensor, samples: int, tolerance: float) -> Layout | None:
-    if plain.dim() != 2 or tolerance * samples > 0.25:
-        return None
+def _rows(plain: Tensor, scaled: Tensor, weights: Tensor, tolerance: float) -> Layout | None:
+    """The sample of each row, if every row belongs to one."""
     a, b = plain.double(), scaled.double()
     squares = a.square().sum(1)
     ratio = (a * b).sum(1) / squares.clamp_min(torch.finfo(torch.float64).tiny)
-    sample = ((ratio - 1) * samples).round().clamp(0, samples - 1).long()
+    sample = ((ratio - 1) * len(weights)).round().clamp(0, len(weights) - 1).long()
     # A row without a gradient adds nothing to any sample.
     sample[squares == 0] = 0
-    rest = (b - a * (1 + sample.double() / samples)[:, None]).norm(dim=1)
-    return RowLayout(sample, samples) if bool((rest <= tolerance * b.norm(dim=1)).all()) else None
+    rest = (b - a * weights.double()[sample, None]).norm(dim=1)
+    return RowLayout(sample, len(weights)) if bool((rest <= tolerance * b.norm(dim=1)).all()) else None
 
 
 def tolerance_of(dtype: torch.dtype) -> float:

@@ -40,7 +40,8 @@ def sources(tensor: Tensor, parameters: Mapping[str, Tensor]) -> set[str]:
     block = block_of(tensor, parameters)
     if block is not None:
         return {block.parameter}
-    found = torch.autograd.grad(tensor.sum(), list(parameters.values()), retain_graph=True, allow_unused=True)
+    ones = torch.ones_like(tensor)
+    found = torch.autograd.grad(tensor, list(parameters.values()), ones, retain_graph=True, allow_unused=True)
     return {name for name, gradient in zip(parameters, found, strict=True) if gradient is not None}
 
 
