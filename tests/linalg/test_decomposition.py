@@ -28,24 +28,27 @@ def runs(name: str) -> list[Decomposition]:
     return [decompose(A, k=1, tol=1.0, steps=STEPS[name], probes=12, parts=PARTS, seed=seed) for seed in range(SEEDS)]
 
 
+SEEDED = [pytest.param("outliers", marks=pytest.mark.slow), "flat bulk", "indefinite"]
+
+
 def holds(interval: tuple[float, float], exact: float) -> bool:
     return interval[0] <= exact <= interval[1]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SEEDED)
 def test_intervals_of_the_trace_cover_as_often_as_they_say(name: str) -> None:
     share = np.mean([holds(run.trace.interval(), MODELS[name].sum()) for run in runs(name)])
     assert 0.90 <= share <= 0.98
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SEEDED)
 def test_intervals_of_the_frobenius_norm_cover_as_often_as_they_say(name: str) -> None:
     share = np.mean([holds(run.square.interval(), (MODELS[name] ** 2).sum()) for run in runs(name)])
     assert 0.90 <= share <= 0.98
 
 
 @pytest.mark.parametrize("part", [0, 1])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SEEDED)
 def test_intervals_of_block_traces_cover_as_often_as_they_say(name: str, part: int) -> None:
     exact = float(with_spectrum(MODELS[name]).matrix.diagonal()[PARTS[part]].sum())
     share = np.mean([holds(run.trace.part_intervals()[part], exact) for run in runs(name)])
@@ -55,7 +58,7 @@ def test_intervals_of_block_traces_cover_as_often_as_they_say(name: str, part: i
     assert abs(mean - exact) < 4 * spread / math.sqrt(SEEDS)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", SEEDED)
 def test_traces_of_functions_lie_within_their_errors(name: str) -> None:
     exact = np.log(np.maximum(MODELS[name], 0) + 0.1).sum()
     found = [run.log_det(0.1) for run in runs(name)]
@@ -125,15 +128,15 @@ def test_a_restarted_basis_is_as_exact(rows: int) -> None:
     exact, parts = MODELS["outliers"].sum(), A.matrix.diagonal()[:100].sum()
     found = [
         decompose(A, k=6, tol=1e-11, steps=60, probes=12, parts=PARTS, seed=seed, memory=rows * 300 * 8)
-        for seed in range(60)
+        for seed in range(30)
     ]
     assert all(run.pairs.restarts > 0 for run in found)
     z = [(run.trace.value - exact) / run.trace.stderr for run in found]
     z_part = [float((run.trace.parts[0] - parts) / run.trace.part_stderrs[0]) for run in found]
-    # t with 11 degrees of freedom: standard deviation 1.11, and the mean of 60 has error 0.14.
+    # t with 11 degrees of freedom: standard deviation 1.11, and the mean of 30 has error 0.2.
     for scores in (z, z_part):
-        assert abs(np.mean(scores)) < 4 * 0.14
-        assert 0.8 < np.std(scores) < 1.5
+        assert abs(np.mean(scores)) < 4 * 0.2
+        assert 0.7 < np.std(scores) < 1.7
     for run in found[:5]:
         assert run.quadrature is not None
         assert run.quadrature.nodes.shape[1] + len(run.quadrature.known) == rows

@@ -9,7 +9,7 @@ import torch
 
 from linalg.matrices import SPECTRA, Counted, Explodes, rotation, with_spectrum
 from theodolite.errors import NonFiniteError, OperatorError
-from theodolite.linalg import Dense, Quadrature, integrate, slq
+from theodolite.linalg import Dense, Diagonal, Quadrature, integrate, lanczos, slq
 from theodolite.linalg.krylov import Krylov
 from theodolite.linalg.probes import Distribution, Probes
 
@@ -150,3 +150,46 @@ def test_nonsense_is_refused_with_the_scene() -> None:
         slq(A, probes=1, steps=2, memory=50)
     with pytest.raises(NonFiniteError, match=r"Product 6 with <Explodes.* has 2 of 18 entries"):
         slq(Explodes(9, at=5), probes=2, steps=8)
+
+
+def test_known_pairs_leave_the_error_of_the_rest() -> None:
+    spectrum = np.concatenate([[200.0, 90.0, 50.0, 20.0, 10.0], np.linspace(0, 1, 115)])
+    A = Counted(with_spectrum(spectrum))
+    pairs = lanczos(A, k=5, tol=1e-6)
+    A.blocks.clear()
+    z, errors = [], []
+    for seed in range(60):
+        value, stderr, bias = integrate(slq(A, probes=4, steps=10, seed=seed, deflate=pairs), torch.sqrt)
+        z.append((value - np.sqrt(spectrum).sum()) / stderr)
+        errors.append(stderr)
+        assert bias < stderr
+    assert A.products == 60 * 40
+    plain = integrate(slq(A, probes=4, steps=10), torch.sqrt).stderr
+    assert np.mean(errors) < plain / 3
+    # t with 3 degrees of freedom: standard deviation 1.73, and the median of 60 has error 0.18.
+    assert abs(np.median(z)) < 4 * 0.18
+    assert 0.90 <= np.mean(np.abs(z) < 3.18) <= 1
+
+
+def test_all_pairs_known_take_no_products() -> None:
+    A = Counted(with_spectrum([1.0, 2.0, 3.0]))
+    pairs = lanczos(A.operator, k=3)
+    rule = slq(A, probes=2, steps=2, deflate=pairs)
+    assert A.products == 0
+    assert integrate(rule, torch.log) == (pytest.approx(math.log(6)), 0, 0)
+    with pytest.raises(OperatorError, match="deflated by eigenpairs of its own size, found 3"):
+        slq(with_spectrum([1.0, 2.0]), probes=1, steps=1, deflate=pairs)
+
+
+def test_the_bias_falls_with_the_steps_and_bounds_the_error() -> None:
+    spectrum = np.linspace(0.001, 1, 200)
+    A = Diagonal(torch.from_numpy(spectrum))
+    biases = []
+    for steps in (4, 8, 16, 32):
+        rule = slq(A, probes=400, steps=steps)
+        value, stderr, bias = integrate(rule, lambda x: (x + 0.001).log())
+        exact = np.log(spectrum + 0.001).sum()
+        assert abs(value - exact) < 4 * stderr + bias
+        biases.append(bias)
+    assert biases == sorted(biases, reverse=True)
+    assert biases[-1] < biases[0] / 10

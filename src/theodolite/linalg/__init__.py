@@ -1,9 +1,11 @@
 """Matrix-free linear algebra: knows matvecs, never models."""
 
+from theodolite.linalg.bands import Share, cumulative, mass
 from theodolite.linalg.blocks import BlockDiagonal
 from theodolite.linalg.cg import Solution, cg
 from theodolite.linalg.composites import Compression, Product, Scaled, Submatrix, Sum
 from theodolite.linalg.decomposition import Decomposition, decompose
+from theodolite.linalg.functions import FunctionProduct, funm_multiply
 from theodolite.linalg.integrals import Integral, integrate
 from theodolite.linalg.kronecker import Kronecker, RotatedDiagonal
 from theodolite.linalg.lanczos import Eigenpairs, lanczos
@@ -22,6 +24,7 @@ __all__ = [
     "Dense",
     "Diagonal",
     "Eigenpairs",
+    "FunctionProduct",
     "Identity",
     "Integral",
     "Kronecker",
@@ -30,16 +33,20 @@ __all__ = [
     "Quadrature",
     "RotatedDiagonal",
     "Scaled",
+    "Share",
     "Solution",
     "Submatrix",
     "Sum",
     "TraceEstimate",
     "cg",
+    "cumulative",
     "decompose",
+    "funm_multiply",
     "hutchinson",
     "hutchpp",
     "integrate",
     "lanczos",
+    "mass",
     "misses_eigenvalues",
     "slq",
 ]

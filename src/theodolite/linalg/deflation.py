@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -14,9 +13,9 @@ from theodolite.linalg.basis import NOISE
 from theodolite.linalg.integrals import integrate
 from theodolite.linalg.iteration import Iteration
 from theodolite.linalg.quadrature import Quadrature
+from theodolite.linalg.resolution import clusters
 from theodolite.linalg.trace import TraceEstimate
 
-RESOLVED = 2e-2  # width of uncertainty over distance to the next node, below which a node is one eigenvalue
 RARE = 1e-4  # probability that the weight of a single eigenvalue is taken for that of several
 CONTRADICTION = 5.0  # standard errors
 ROUNDING = 1e-5  # of the sum of absolute values, in single precision
@@ -35,32 +34,34 @@ def deflated_rule(run: Iteration, *, trace: TraceEstimate, square: TraceEstimate
         known = torch.from_numpy(run.ritz.values.copy())
         empty = torch.zeros(1, 0, dtype=torch.float64)
         return Quadrature(nodes=empty, weights=empty, size=n, products=products, known=known, uniform=True)
-    clusters = _clusters(run)
-    for cluster in clusters:
-        cluster.known = cluster.resolved and n * cluster.weight <= chi2.isf(RARE, cluster.copies)
+    nodes = _nodes(run)
+    for node in nodes:
+        node.known = node.resolved and n * node.weight <= chi2.isf(RARE, node.copies)
     # The rest needs a node to stand for it, and an eigenvalue to stand for.
-    if all(c.known for c in clusters) or sum(c.copies for c in clusters if c.known) >= n:
-        max(clusters, key=lambda c: c.weight).known = False
-    deflated = _rule(run, clusters)
+    if all(node.known for node in nodes) or sum(node.copies for node in nodes if node.known) >= n:
+        max(nodes, key=lambda node: node.weight).known = False
+    deflated = _rule(run, nodes)
     if _contradicts(deflated, trace, power=1) or _contradicts(deflated, square, power=2):
-        return _rule(run, [])
+        for node in nodes:
+            node.known = False
+        return _rule(run, nodes)
     return deflated
 
 
 @dataclass
-class _Cluster:
-    """Nodes of the first space that may be one eigenvalue.
+class _Node:
+    """Ritz values of the first space that cannot be told apart.
 
     Args:
-        nodes: their positions.
-        value: where they are, on average by weight.
+        rows: their positions.
+        value: their mean by weight.
         weight: their sum.
         copies: how many Ritz values of the whole run lie there.
-        resolved: whether nothing else is near.
-        known: whether they are taken out of the rule as so many copies of one eigenvalue.
+        resolved: whether they are one eigenvalue.
+        known: whether it is taken out of the rule, so many times.
     """
 
-    nodes: slice
+    rows: slice
     value: float
     weight: float
     copies: int
@@ -68,46 +69,43 @@ class _Cluster:
     known: bool = False
 
 
-def _clusters(run: Iteration) -> list[_Cluster]:
-    """Nodes whose intervals of uncertainty overlap, together; what they hold is one eigenvalue if they are resolved."""
-    values, weights = run.first.values, run.first.coordinates[0] ** 2
-    slack = run.first.bounds + NOISE * run.krylov.rounding
-    lower, upper = values - slack, np.maximum.accumulate(values + slack)
-    borders = [0, *(np.flatnonzero(lower[1:] > upper[:-1]) + 1).tolist(), len(values)]
-    slices = [slice(first, last) for first, last in itertools.pairwise(borders)]
-    starts, ends = np.array([lower[s].min() for s in slices]), np.array([upper[s][-1] for s in slices])
-    gaps = np.concatenate([[np.inf], starts[1:] - ends[:-1], [np.inf]])
-    final_slack = run.ritz.bounds + NOISE * run.krylov.rounding
+def _nodes(run: Iteration) -> list[_Node]:
+    weights, noise = run.first.coordinates[0] ** 2, NOISE * run.krylov.rounding
+    slack = run.ritz.bounds + noise
     found = []
-    for row, (nodes, low, high) in enumerate(zip(slices, starts, ends, strict=True)):
-        inside = (run.ritz.values + final_slack >= low) & (run.ritz.values - final_slack <= high)
-        resolved = bool(high - low <= RESOLVED * min(gaps[row], gaps[row + 1]))
-        middle = float(np.average(values[nodes], weights=weights[nodes] + np.finfo(float).tiny))
-        copies = max(int((inside & (final_slack <= high - low)).sum()), 1)
-        found.append(
-            _Cluster(nodes=nodes, value=middle, weight=float(weights[nodes].sum()), copies=copies, resolved=resolved)
+    for cluster in clusters(run.first.values, run.first.bounds + noise):
+        inside = (run.ritz.values + slack >= cluster.low) & (run.ritz.values - slack <= cluster.high)
+        parts = weights[cluster.nodes]
+        node = _Node(
+            rows=cluster.nodes,
+            value=float(np.average(run.first.values[cluster.nodes], weights=parts + np.finfo(float).tiny)),
+            weight=float(parts.sum()),
+            copies=max(int((inside & (slack <= cluster.high - cluster.low)).sum()), 1),
+            resolved=cluster.resolved,
         )
+        found.append(node)
     return found
 
 
-def _rule(run: Iteration, clusters: list[_Cluster]) -> Quadrature:
-    nodes, weights = run.first.values, run.first.coordinates[0] ** 2
-    known = [cluster for cluster in clusters if cluster.known]
-    rest = np.ones(len(nodes), dtype=bool)
-    for cluster in known:
-        rest[cluster.nodes] = False
+def _rule(run: Iteration, nodes: list[_Node]) -> Quadrature:
+    weights = run.first.coordinates[0] ** 2
+    known = [node for node in nodes if node.known]
+    rest, converged = np.ones(len(weights), dtype=bool), np.zeros(len(weights), dtype=bool)
+    for node in nodes:
+        rest[node.rows], converged[node.rows] = not node.known, node.resolved
     mass = weights[rest].sum()
-    values = np.array([cluster.value for cluster in known])
+    values = np.array([node.value for node in known])
     # The rule of half the steps has not resolved them: it loses their true weights as negative ones.
     coarse_nodes = np.concatenate([run.coarse.values, values])
-    coarse_weights = np.concatenate([run.coarse.coordinates[0] ** 2, [-cluster.weight for cluster in known]])
+    coarse_weights = np.concatenate([run.coarse.coordinates[0] ** 2, [-node.weight for node in known]])
     return Quadrature(
-        nodes=torch.from_numpy(nodes[rest])[None],
+        nodes=torch.from_numpy(run.first.values[rest])[None],
         weights=torch.from_numpy(weights[rest] / mass)[None],
         size=run.krylov.operator.shape[0],
         products=run.krylov.products,
-        known=torch.from_numpy(np.repeat(values, [cluster.copies for cluster in known])),
+        known=torch.from_numpy(np.repeat(values, [node.copies for node in known])),
         uniform=True,
+        converged=torch.from_numpy(converged[rest])[None],
         coarse_nodes=torch.from_numpy(coarse_nodes)[None],
         coarse_weights=torch.from_numpy(coarse_weights / mass)[None],
     )

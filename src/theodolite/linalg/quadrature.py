@@ -6,16 +6,19 @@ import math
 from dataclasses import dataclass, field
 from typing import final
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
 from theodolite.linalg.basis import NOISE
+from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
 from theodolite.linalg.probes import Distribution, Probes
+from theodolite.linalg.resolution import are_resolved
 
 WORK_VECTORS = 4
 
@@ -35,6 +38,7 @@ class Quadrature:
         products: operator-vector products.
         known: eigenvalues that are counted once each and left out of the rules.
         uniform: whether the probes are uniform on the unit sphere, so that even one has a known error.
+        converged: nodes that are eigenvalues, with however many copies; None where that was not kept.
         coarse_nodes: as nodes, after half the steps.
         coarse_weights: their weights, negative where a rule was corrected for known eigenvalues.
     """
@@ -45,6 +49,7 @@ class Quadrature:
     products: int
     known: Float[Tensor, " c"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     uniform: bool = False
+    converged: Bool[Tensor, "m s"] | None = None
     coarse_nodes: Float[Tensor, "m h"] | None = None
     coarse_weights: Float[Tensor, "m h"] | None = None
 
@@ -61,11 +66,14 @@ def slq(
     steps: int,
     seed: int = 0,
     distribution: Distribution = "gaussian",
+    deflate: Eigenpairs | None = None,
     memory: int = 2**30,
 ) -> Quadrature:
     """Gauss quadrature rules for the spectral measures of random unit vectors.
 
-    All probes advance together, one block product a step, each with full reorthogonalisation against its own basis.
+    All probes advance together, one block product a step, each with full reorthogonalisation against its own basis. Known
+    eigenpairs are counted exactly and projected out of the probes and of every product, which leaves the error of the rest;
+    an error of their vectors enters to second order.
 
     Cost: probes·steps products at most.
 
@@ -75,6 +83,7 @@ def slq(
         steps: Lanczos steps s of each; no more than n are taken.
         seed: of the probes. The rules of 10 probes are the first 10 of 20, whatever the memory.
         distribution: ``"gaussian"`` normalised to the unit sphere, or ``"rademacher"`` signs over √n.
+        deflate: eigenpairs of A, of which the converged ones are deflated.
         memory: bytes for the bases; probes that do not fit together run one group after the other.
 
     Raises:
@@ -99,27 +108,34 @@ def slq(
     if probes < 1 or steps < 1:
         raise OperatorError(f"Quadrature needs at least one probe and one step, found {probes=}, {steps=}.")
     n = A.shape[0]
-    length = min(steps, n)
+    known, fixed = _deflated(A, deflate)
+    if len(known) == n:
+        empty = torch.zeros(probes, 0, dtype=torch.float64)
+        return Quadrature(nodes=empty, weights=empty, size=n, products=0, known=known)
+    length = min(steps, n - len(known))
     together = _probes_in_memory(A, length, memory)
     stream = Probes(A, seed=seed, distribution=distribution)
     nodes = torch.full((probes, length), torch.nan, dtype=torch.float64)
     weights = torch.zeros(probes, length, dtype=torch.float64)
     coarse_nodes, coarse_weights = nodes[:, : max(1, length // 2)].clone(), weights[:, : max(1, length // 2)].clone()
-    products = 0
+    converged = torch.zeros(probes, length, dtype=torch.bool)
+    products, eps = 0, torch.finfo(A.dtype).eps
     for first in range(0, probes, together):
         starts = stream.draw(min(together, probes - first))
-        diagonals, couplings, lengths = _tridiagonals(A, starts, steps=length, products_before=products)
+        diagonals, couplings, lengths = _tridiagonals(A, starts, fixed=fixed, steps=length, products_before=products)
         for row, s in enumerate(lengths.tolist(), start=first):
             alphas, betas, half = diagonals[:, row - first], couplings[:, row - first], min(s, coarse_nodes.shape[1])
-            nodes[row, :s], weights[row, :s] = _gauss(alphas[:s], betas[: s - 1])
-            coarse_nodes[row, :half], coarse_weights[row, :half] = _gauss(alphas[:half], betas[: half - 1])
+            nodes[row, :s], weights[row, :s], converged[row, :s] = _gauss(alphas[:s], betas[:s], eps=eps)
+            coarse_nodes[row, :half], coarse_weights[row, :half], _ = _gauss(alphas[:half], betas[:half], eps=eps)
         products += int(lengths.sum())
     return Quadrature(
         nodes=nodes,
         weights=weights,
         size=n,
         products=products,
+        known=known,
         uniform=distribution == "gaussian",
+        converged=converged,
         coarse_nodes=coarse_nodes,
         coarse_weights=coarse_weights,
     )
@@ -135,18 +151,41 @@ def _probes_in_memory(A: LinearOperator, length: int, memory: int) -> int:
     return memory // one
 
 
-def _gauss(alphas: Float[Tensor, " s"], betas: Float[Tensor, " t"]) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"]]:
-    """Nodes and weights of the rule with this Jacobi matrix."""
-    theta, S = eigh_tridiagonal(alphas.numpy(), betas.numpy())
-    return torch.from_numpy(theta), torch.from_numpy(S[0] ** 2)
+def _deflated(A: LinearOperator, pairs: Eigenpairs | None) -> tuple[Float[Tensor, " c"], Float[Tensor, "c n"]]:
+    """Known eigenvalues and their vectors, one a row."""
+    n = A.shape[0]
+    if pairs is None:
+        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, n, dtype=A.dtype, device=A.device)
+    if pairs.vectors.shape[1] != n:
+        raise OperatorError(f"{A!r} is deflated by eigenpairs of its own size, found {pairs.vectors.shape[1]}.")
+    return pairs.values[pairs.converged], pairs.vectors[pairs.converged.to(pairs.vectors.device)].to(A.dtype)
+
+
+def _gauss(
+    alphas: Float[Tensor, " s"], betas: Float[Tensor, " s"], *, eps: float
+) -> tuple[Float[Tensor, " s"], Float[Tensor, " s"], Bool[Tensor, " s"]]:
+    """Nodes and weights of the rule with this Jacobi matrix, and which nodes are eigenvalues by their residuals."""
+    theta, S = eigh_tridiagonal(alphas.numpy(), betas[:-1].numpy())
+    slack = float(betas[-1]) * np.abs(S[-1]) + NOISE * eps * float(np.abs(theta).max())
+    return torch.from_numpy(theta), torch.from_numpy(S[0] ** 2), torch.from_numpy(are_resolved(theta, slack))
 
 
 def _tridiagonals(
-    A: LinearOperator, starts: Float[Tensor, "m n"], *, steps: int, products_before: int
+    A: LinearOperator,
+    starts: Float[Tensor, "m n"],
+    *,
+    fixed: Float[Tensor, "c n"],
+    steps: int,
+    products_before: int,
 ) -> tuple[Float[Tensor, "s m"], Float[Tensor, "s m"], Tensor]:
-    """Diagonals and couplings of m Lanczos runs, and how many steps each took before its space closed."""
+    """Diagonals and couplings of m Lanczos runs, and how many steps each took before its space closed.
+
+    All stay orthogonal to the rows of ``fixed``.
+    """
     m, n = starts.shape
     Q = starts.new_empty(m, steps, n)
+    for _ in range(2):
+        starts = starts - vectors.project(fixed, starts.T).T @ fixed
     current = starts / vectors.norm(starts.T).to(starts)[:, None]
     diagonals = torch.zeros(steps, m, dtype=torch.float64)
     couplings = torch.zeros(steps, m, dtype=torch.float64)
@@ -163,6 +202,7 @@ def _tridiagonals(
         for _ in range(2):
             coefficients = vectors.project(Q[:, : j + 1], w[:, :, None])[:, :, 0]
             w = w - (coefficients[:, None, :] @ Q[:, : j + 1])[:, 0]
+            w = w - vectors.project(fixed, w.T).T @ fixed
             alpha = alpha + coefficients[:, j]
         diagonals[j], couplings[j] = torch.stack([alpha.double(), vectors.norm(w.T)]).cpu()
         scale = torch.maximum(scale, diagonals[j].abs() + couplings[j])

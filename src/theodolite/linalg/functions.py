@@ -1,0 +1,159 @@
+"""A function of a symmetric operator times a vector, by Lanczos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from theodolite.errors import NonFiniteError, OperatorError
+from theodolite.linalg import vectors
+from theodolite.linalg.krylov import Krylov
+from theodolite.linalg.operator import LinearOperator, bytes_in_words
+
+DEFAULT_STEPS = 500
+WORK_VECTORS = 3
+LAG = 2  # checks between the approximations compared; over one, errors were up to 6 times too small on plateaus
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FunctionProduct:
+    """f(A) v with how far to trust it.
+
+    Args:
+        x: the product.
+        error: estimate of ‖x − f(A)v‖ / ‖x‖, 0 where the Krylov space closed.
+        converged: whether it is at most the tolerance.
+        products: operator-vector products.
+    """
+
+    x: Float[Tensor, " n"]
+    error: float
+    converged: bool
+    products: int
+
+
+def funm_multiply(
+    A: LinearOperator,
+    v: Float[Tensor, " n"],
+    f: Callable[[Tensor], Tensor],
+    *,
+    tol: float = 1e-6,
+    max_products: int | None = None,
+    memory: int = 4 * 2**30,
+) -> FunctionProduct:
+    """f(A) v for a symmetric A: the square root, its inverse, the exponential, the sign, a projector on a half-line.
+
+    The approximation ‖v‖ Qᵀ f(T) e₁ from a Krylov space is the best up to a factor of 2 that polynomials of its degree allow.
+    Its error is estimated from the last two differences between approximations a fifth of the steps apart, as if they fell
+    geometrically.
+
+    Cost: one product a step; steps grow with √(condition number) for inverse roots and with √(spectral range) for the
+    exponential. All steps' vectors are kept.
+
+    Args:
+        A: symmetric.
+        v: the vector.
+        f: a function of eigenvalues, elementwise on a float64 tensor, for instance ``torch.exp`` or ``torch.rsqrt``.
+        tol: relative error to reach.
+        max_products: stop after so many; None allows 500.
+        memory: bytes for the basis; the iteration stops where it is full.
+
+    Returns:
+        The product. Not converging is reported in it, not raised.
+
+    Raises:
+        OperatorError: A is not symmetric, v or an argument does not fit, or f is not finite on the spectrum.
+        NonFiniteError: v or a product is not finite.
+
+    Example:
+        >>> import torch
+        >>> from theodolite.linalg import Diagonal, funm_multiply
+        >>> A = Diagonal(torch.tensor([1.0, 4.0, 16.0], dtype=torch.float64))
+        >>> found = funm_multiply(A, torch.ones(3, dtype=torch.float64), torch.rsqrt)
+        >>> [round(value, 9) for value in found.x.tolist()]
+        [1.0, 0.5, 0.25]
+
+    References:
+        Druskin, Knizhnerman (1989), Two polynomial methods of calculating functions of symmetric matrices.
+        Amsel, Chen, Greenbaum, Musco, Musco (2024), Nearly optimal approximation of matrix functions by the Lanczos method.
+    """
+    limit = _limit(A, v, tol=tol, max_products=max_products, memory=memory)
+    norm = float(vectors.norm(v))
+    if norm == 0:
+        return FunctionProduct(x=torch.zeros_like(v), error=0.0, converged=True, products=0)
+    krylov = Krylov(A, start=v, draw=v.clone, capacity=limit)
+    history: list[np.ndarray] = []
+    error, closed, check = math.inf, False, 1
+    while not closed and error > tol and krylov.products < limit:
+        krylov.advance()
+        closed = krylov.invariant
+        if closed or krylov.products in (check, limit):
+            # A check costs O(j³) on the host; a tenth more steps between two of them is cheap.
+            check += max(1, check // 10)
+            history.append(_coordinates(krylov, f))
+            error = 0.0 if closed else _error(history)
+    x = norm * krylov.basis.combine(history[-1][:, None])[0]
+    return FunctionProduct(x=x, error=error, converged=error <= tol, products=krylov.products)
+
+
+def _limit(A: LinearOperator, v: Tensor, *, tol: float, max_products: int | None, memory: int) -> int:
+    """How many steps there may be, if the question can be answered."""
+    if not A.symmetric:
+        raise OperatorError(f"Functions by Lanczos need a symmetric operator, {A!r} does not claim to be.")
+    n = A.shape[0]
+    if v.shape != (n,) or v.dtype != A.dtype or v.device != A.device:
+        raise OperatorError(
+            f"f(A)v with {A!r} takes a vector of shape ({n},) of its dtype and device, found {tuple(v.shape)} of "
+            f"{v.dtype} on {v.device}."
+        )
+    if not bool(torch.isfinite(v).all()):
+        raise NonFiniteError(f"v has {int((~torch.isfinite(v)).sum())} entries that are NaN or infinite.")
+    if not tol > 0:
+        raise OperatorError(f"tol is a positive relative error, found {tol}.")
+    rows = memory // (n * A.dtype.itemsize) - WORK_VECTORS
+    steps = min(n, DEFAULT_STEPS if max_products is None else max_products, rows)
+    if steps < 1:
+        raise OperatorError(
+            f"f(A)v needs at least one step and memory for {WORK_VECTORS + 1} vectors of "
+            f"{bytes_in_words(n * A.dtype.itemsize)}, found max_products={max_products} and "
+            f"memory={bytes_in_words(memory)}."
+        )
+    return steps
+
+
+def _coordinates(krylov: Krylov, f: Callable[[Tensor], Tensor]) -> Float[np.ndarray, " j"]:
+    """f(T) e₁."""
+    ritz = krylov.ritz()
+    values = f(torch.from_numpy(ritz.values))
+    if values.shape != ritz.values.shape or not bool(torch.isfinite(values).all()):
+        raise OperatorError(
+            f"f should be elementwise and finite on the spectrum of {krylov.operator!r}; at the Ritz values "
+            f"{ritz.values.min():.6g} to {ritz.values.max():.6g} it returned {values.tolist()[:4]}. "
+            "Shift or clamp, for instance with A.shift(δ) for an inverse root of a semidefinite operator."
+        )
+    found: np.ndarray = ritz.coordinates @ (values.numpy() * ritz.coordinates[0])
+    return found
+
+
+def _error(history: list[np.ndarray]) -> float:
+    """The relative error of the last coordinates; their basis is orthonormal, so differences need no vectors."""
+    if len(history) <= 2 * LAG:
+        return math.inf
+    last, before = _distance(history[-1], history[-1 - LAG]), _distance(history[-1 - LAG], history[-1 - 2 * LAG])
+    rounding = np.finfo(np.float64).eps * float(np.linalg.norm(history[-1]))
+    # With ratio q the sum of all later differences is last·q/(1 − q); the last one itself guards against a lucky ratio.
+    rest = last / (1 - last / before) if last < before else math.inf
+    scale = float(np.linalg.norm(history[-1]))
+    return max(rest, rounding) / scale if scale > 0 else 0.0
+
+
+def _distance(later: Float[np.ndarray, " j"], earlier: Float[np.ndarray, " i"]) -> float:
+    return float(np.linalg.norm(later - np.pad(earlier, (0, len(later) - len(earlier)))))
