@@ -128,10 +128,22 @@ def _of(run: Source, kinds: tuple[type[Record], ...], read: Callable[[Any], str]
     return NONE
 
 
+def _trace(run: Source) -> str:
+    """Of the last trace, or the last spectrum that estimated one."""
+    held = [r for r in run.records if isinstance(r, Trace) or (isinstance(r, Spectrum) and r.probes)]
+    if not held:
+        return NONE
+    last = held[-1]
+    return number(last.trace, last.trace_stderr) if isinstance(last, Spectrum) else number(last.value, last.stderr)
+
+
 def _density_mass(run: Source) -> str:
-    return _of(
-        run, (Density,), lambda r: number(r.negative_mass.value, r.negative_mass.stderr) if r.nodes.size else NONE
-    )
+    held = [
+        r
+        for r in run.records
+        if (isinstance(r, Density) and r.nodes.size) or (isinstance(r, Spectrum) and r.nodes is not None)
+    ]
+    return number(held[-1].negative_mass.value, held[-1].negative_mass.stderr) if held else NONE
 
 
 QUANTITIES: tuple[tuple[str, Callable[[Source], str]], ...] = (
@@ -148,7 +160,7 @@ QUANTITIES: tuple[tuple[str, Callable[[Source], str]], ...] = (
     ("gradient norm", lambda run: _of(run, (Gradients,), lambda r: number(r.norm, r.norm_stderr))),
     ("largest eigenvalue", _eigenvalue(0)),
     ("smallest eigenvalue", _eigenvalue(-1)),
-    ("trace", lambda run: _of(run, (Trace,), lambda r: number(r.value, r.stderr))),
+    ("trace", _trace),
     ("share of eigenvalues below zero", _density_mass),
     ("plane: points not finite", lambda run: _of(run, (Plane,), lambda r: count(int((~r.finite).sum())))),
     (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from theodolite.records import Density, Gradients, Line, Plane, Spectrum, Stability, Trace
+from theodolite.records import Density, Estimate, Gradients, Line, Plane, Spectrum, Stability, Trace
 from theodolite.reports.figures import unjudged
 from theodolite.reports.figures.spectra import OPERATORS
 from theodolite.reports.figures.thinning import thin
@@ -113,8 +113,10 @@ def _shape_rows(record: Spectrum) -> tuple[tuple[str, str], ...]:
         ("type", record.type),
         ("effective rank (tr H)²/‖H‖²", number(rank.value, rank.stderr)),
     ]
-    if record.which != "smallest":
-        center, scale = record.bulk
+    center, scale = record.bulk
+    if not scale > 0:
+        rows.append(("bulk", "narrower than the nodes resolve"))
+    elif record.which != "smallest":
         rows += [
             ("λ₁ over the median |λ|", number(record.conditioning, digits=2)),
             ("outliers more than 10 scales above the bulk", _outlier_count(record)),
@@ -130,9 +132,18 @@ def _outlier_count(record: Spectrum) -> str:
         return f"{record.top.size} or more"
 
 
-def density_table(record: Density) -> Table:
-    """What the density integrates to."""
-    trace, frobenius, negative, balance = record.trace, record.frobenius, record.negative_mass, record.K()
+def density_table(record: Density, spectrum: Spectrum | None = None) -> Table:
+    """What the density integrates to.
+
+    Args:
+        record: the density.
+        spectrum: the record that it came with, whose trace and norm are known better.
+    """
+    negative, balance = record.negative_mass, record.K()
+    trace, frobenius = record.trace, record.frobenius
+    if spectrum is not None:
+        trace = spectrum.trace_estimate
+        frobenius = Estimate(spectrum.frobenius, spectrum.frobenius_stderr)
     return Table(
         title=f"Spectral moments of the {OPERATORS.get(record.operator, record.operator)}",
         columns=("quantity", "estimate"),
@@ -142,15 +153,17 @@ def density_table(record: Density) -> Table:
             ("share of eigenvalues below zero", number(negative.value, negative.stderr)),
             ("negative over positive trace K", number(balance.value, balance.stderr)),
         ),
-        note=_density_note(record),
+        note=_density_note(record, spectrum),
     )
 
 
-def _density_note(record: Density) -> str:
-    if record.probes > 1:
+def _density_note(record: Density, spectrum: Spectrum | None) -> str:
+    if spectrum is None:
         return f"± is one standard error over {record.probes} probes of {record.lanczos_steps} Lanczos steps."
-    known = f" beside {record.deflated} known eigenvalues" if record.deflated else ""
-    return f"± is one standard error of a single random vector with {record.lanczos_steps} Lanczos steps{known}."
+    return (
+        f"± is one standard error: of trace and norm over {spectrum.probes} probes off the Krylov space, of the shares that of "
+        f"one random vector with {record.lanczos_steps} Lanczos steps beside {record.deflated} known eigenvalues."
+    )
 
 
 def trace_table(record: Trace) -> Table:

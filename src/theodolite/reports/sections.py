@@ -128,7 +128,7 @@ def _spectrum_block(spectrum: Spectrum) -> Block:
         return _block("Extreme eigenvalues", None, tables, [spectrum])
     density = spectrum.density
     figure = figures.density(density, spectrum)
-    return _block("Spectral density", figure, (*tables, density_table(density)), [spectrum])
+    return _block("Spectral density", figure, (*tables, density_table(density, spectrum)), [spectrum])
 
 
 def _layers(records: Sequence[Record]) -> Iterable[Block]:

@@ -95,7 +95,9 @@ def _eigenvalues(spectrum: Spectrum) -> Ticks:
 
 
 def _caption(record: Density, spectrum: Spectrum | None) -> str:
-    trace, negative = record.trace, record.negative_mass
+    negative = record.negative_mass
+    known = spectrum is not None and np.isfinite(spectrum.trace)
+    trace = spectrum.trace_estimate if spectrum is not None and known else record.trace
     text = (
         f"{record.probes} probe{'s' if record.probes != 1 else ''} of {record.lanczos_steps} Lanczos steps"
         f"{f' beside {record.deflated} known eigenvalues' if record.deflated else ''} on n = {record.size:,} parameters: trace "
