@@ -1,25 +1,35 @@
 """From a problem at one point to a record: curvature, gradients, stability."""
 
+from theodolite.measures.alignment import alignment
 from theodolite.measures.batch_size import batch_sharpness, scale_learning_rate
+from theodolite.measures.classwise import classwise
 from theodolite.measures.curvature import spectrum
 from theodolite.measures.directional import directional
 from theodolite.measures.gradients import gradients
+from theodolite.measures.influence import influence
+from theodolite.measures.outliers import outliers
 from theodolite.measures.probing import density, trace
 from theodolite.measures.sharpness import sharpness
 from theodolite.measures.stability import stability
+from theodolite.measures.tracking import track
 from theodolite.measures.tuning import tuning
 from theodolite.measures.updates import next_update
 
 __all__ = [
+    "alignment",
     "batch_sharpness",
+    "classwise",
     "density",
     "directional",
     "gradients",
+    "influence",
     "next_update",
+    "outliers",
     "scale_learning_rate",
     "sharpness",
     "spectrum",
     "stability",
     "trace",
+    "track",
     "tuning",
 ]

@@ -1,7 +1,9 @@
 """What was measured: plain results with errors and costs, and the run log that keeps them."""
 
+from theodolite.records.alignment import Alignment
 from theodolite.records.batch_sharpness import BatchSharpness
 from theodolite.records.book import Book
+from theodolite.records.classwise import Classwise
 from theodolite.records.coherence import Coherence
 from theodolite.records.cost import Cost
 from theodolite.records.density import Density
@@ -9,20 +11,25 @@ from theodolite.records.directional import Directional
 from theodolite.records.equality import differences
 from theodolite.records.estimate import Estimate
 from theodolite.records.gradients import Gradients
+from theodolite.records.influence import Influence
 from theodolite.records.landscape import Line, Plane
 from theodolite.records.log import Log
+from theodolite.records.outliers import Outliers
 from theodolite.records.reading import read
 from theodolite.records.record import Record
 from theodolite.records.sharpness import Sharpness
 from theodolite.records.spectrum import Spectrum
 from theodolite.records.stability import Stability
 from theodolite.records.trace import Trace
+from theodolite.records.tracking import Tracking
 from theodolite.records.training import Event, Scalars, Snapshot
 from theodolite.records.tuning import Tuning
 
 __all__ = [
+    "Alignment",
     "BatchSharpness",
     "Book",
+    "Classwise",
     "Coherence",
     "Cost",
     "Density",
@@ -30,8 +37,10 @@ __all__ = [
     "Estimate",
     "Event",
     "Gradients",
+    "Influence",
     "Line",
     "Log",
+    "Outliers",
     "Plane",
     "Record",
     "Scalars",
@@ -40,6 +49,7 @@ __all__ = [
     "Spectrum",
     "Stability",
     "Trace",
+    "Tracking",
     "Tuning",
     "differences",
     "read",
