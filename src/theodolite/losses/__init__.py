@@ -300,6 +300,7 @@ from theodolite.losses.preference_free import (
     simpo,
     sppo,
 )
+from theodolite.losses.profiles import Profile, compare, profiled
 from theodolite.losses.ranking import (
     NeuralNDCGLoss,
     RankMixupMarginLoss,
@@ -593,6 +594,7 @@ __all__ = [
     "PercentageErrorLoss",
     "PolyFocalLoss",
     "PolyLoss",
+    "Profile",
     "ProjectedTverskyLoss",
     "ProtoTripletLoss",
     "QuantileLoss",
@@ -682,6 +684,7 @@ __all__ = [
     "comp_sum",
     "comp_sum_grad",
     "comp_sum_hess",
+    "compare",
     "confusion_counts",
     "correctness_aware",
     "cosine_embedding_loss",
@@ -819,6 +822,7 @@ __all__ = [
     "poly_hess",
     "precision",
     "preference_logic",
+    "profiled",
     "projected_tversky",
     "proto_triplet",
     "psnr",

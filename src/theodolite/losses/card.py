@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from theodolite.losses.probes import (
+    class_cost,
     convexity,
     flip_influence,
     gradient_bound,
@@ -18,6 +20,7 @@ from theodolite.losses.probes import (
     posterior_error,
     symmetry,
 )
+from theodolite.losses.profiles import name_of
 from theodolite.losses.registry import LossModule
 
 PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
@@ -45,6 +48,9 @@ class Card:
         symmetry_spread: spread of Σ_k ℓ(z, k) over random z, over its mean: 0 for losses robust to uniform label noise.
         posterior_error: largest |softmax(z*) − q| over minimisers z* of the expected loss under random posteriors q:
             0 for losses whose softmax can be read as probability.
+        class_cost: numbers that value and gradient write per sample and class, at 1024 classes; NaN for a loss made for a
+            fixed number of classes.
+        class_power: power of the class count that they grow with: 1 for linear.
         top_class_kept: whether the minimiser has its largest logit at the most probable class, for all these q.
         margins: z_y − z_k at which the profile was taken, the other logits 0.
         values: loss along the margin.
@@ -68,6 +74,8 @@ class Card:
     flip_influence: float
     symmetry_spread: float
     posterior_error: float
+    class_cost: float
+    class_power: float
     top_class_kept: bool
     margins: tuple[float, ...]
     values: tuple[float, ...]
@@ -116,9 +124,11 @@ def card(
     least, most, excess = convexity(single, classes=classes, points=points, seed=seed)
     shift, scale, permutation = invariances(single, classes=classes, points=points, seed=seed)
     error, kept = posterior_error(single, classes=3, seed=seed)
+    fixed = bool(getattr(loss, "tensor_options", ()))  # class weights or counts: other class counts make no sense
+    cost, power = (math.nan, math.nan) if fixed else class_cost(single)
     margins, values, gradients, curvatures = margin_profile(single, classes=classes)
     return Card(
-        name=name or _name(loss),
+        name=name or name_of(loss),
         classes=classes,
         points=points,
         seed=seed,
@@ -134,6 +144,8 @@ def card(
         flip_influence=flip_influence(single, classes=classes),
         symmetry_spread=symmetry(single, classes=classes, points=points, seed=seed),
         posterior_error=error,
+        class_cost=cost,
+        class_power=power,
         top_class_kept=kept,
         margins=margins,
         values=values,
@@ -145,10 +157,6 @@ def card(
 def _per_sample(loss: PerSampleLoss | LossModule) -> PerSampleLoss:
     given: Callable[..., Tensor] = loss
     return lambda logits, target: given(logits, target, reduction="none")
-
-
-def _name(loss: PerSampleLoss | LossModule) -> str:
-    return str(getattr(loss, "__name__", None) or repr(loss))
 
 
 def card_table(cards: Sequence[Card]) -> str:
@@ -167,18 +175,26 @@ def card_table(cards: Sequence[Card]) -> str:
     """
     head = (
         "loss", "convex", "gradient ≤", "curvature ≤", "shift", "scale",
-        "margin → −∞", "margin → +∞", "flip influence", "symmetric", "proper", "top class",
+        "margin → −∞", "margin → +∞", "flip influence", "symmetric", "proper", "top class", "cost of a class",
     )  # fmt: skip
     rows = [
         (
             c.name, _yes(c.convex), f"{c.gradient_bound:.3g}", f"{c.curvature_bound:.3g}", _yes(c.shift_invariant),
             _yes(c.scale_invariant), c.at_minus_infinity, c.at_plus_infinity, f"{c.flip_influence:.2f}",
-            _yes(c.symmetry_spread < 1e-6), _yes(c.proper), _yes(c.top_class_kept),
+            _yes(c.symmetry_spread < 1e-6), _yes(c.proper), _yes(c.top_class_kept), class_cost_text(c),
         )
         for c in cards
     ]  # fmt: skip
     lines = [" | ".join(row) for row in (head, ("---",) * len(head), *rows)]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def class_cost_text(found: Card) -> str:
+    """Return the cost of a class in words: numbers written, and how they grow where that is not linear."""
+    if math.isnan(found.class_cost):
+        return "–"
+    growth = "" if abs(found.class_power - 1) < 0.1 else f", C^{found.class_power:.1f}"
+    return f"{found.class_cost:.0f}{growth}"
 
 
 def _yes(fact: bool) -> str:

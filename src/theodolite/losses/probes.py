@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from theodolite.losses.numerics import safe_norm
 
@@ -128,10 +130,22 @@ def margin_profile(
 
 def growth(loss: PerSampleLoss, *, classes: int, direction: float) -> str:
     """Return how the loss grows with the margin: bounded, linear, quadratic or exponential."""
-    logits = torch.zeros(5, classes, dtype=torch.float64)
-    logits[:, 0] = direction * torch.tensor([8.0, 16.0, 24.0, 1000.0, 2000.0], dtype=torch.float64)
+
+    def along(t: Tensor) -> Tensor:
+        logits = torch.zeros(len(t), classes, dtype=t.dtype)
+        logits[:, 0] = t
+        return loss(logits, torch.zeros(len(t), dtype=torch.long))
+
+    return growth_of(along, direction=direction)
+
+
+def growth_of(line: Callable[[Tensor], Tensor], *, direction: float) -> str:
+    """Return how a function of one number grows towards an infinity: bounded, linear, quadratic, exponential or undefined."""
     with torch.no_grad():
-        first, second, third, far, farther = loss(logits, torch.zeros(5, dtype=torch.long)).tolist()
+        points = direction * torch.tensor([8.0, 16.0, 24.0, 1000.0, 2000.0], dtype=torch.float64)
+        first, second, third, far, farther = line(points).tolist()
+    if not math.isfinite(first) or not math.isfinite(second):
+        return "undefined"
     if abs(farther - far) < 1e-3 * (1 + abs(far)):
         return "bounded"
     ratio = (third - second) / (second - first) if second != first else math.inf  # 1, 5/3 or e^8 over equal steps
@@ -152,3 +166,39 @@ def symmetry(loss: PerSampleLoss, *, classes: int, points: int, seed: int) -> fl
     with torch.no_grad():
         totals = torch.stack([loss(logits, torch.full((points,), k)) for k in range(classes)]).sum(0)
     return float((totals.max() - totals.min()) / totals.mean().abs().clamp(min=1e-12))
+
+
+def class_cost(loss: PerSampleLoss, *, many: int = 1024, few: int = 64, samples: int = 4) -> tuple[float, float]:
+    """Return numbers written per sample and class by value and gradient, and the power of the class count they grow with.
+
+    Counted, not timed: the elements of all results of torch operations that are not views, at two class counts.
+    """
+    counts = [_written(loss, classes, samples) for classes in (few, many)]
+    return counts[1] / (samples * many), math.log(counts[1] / counts[0]) / math.log(many / few)
+
+
+def _written(loss: PerSampleLoss, classes: int, samples: int) -> int:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(samples, classes, generator=generator).requires_grad_()
+    target = torch.randint(classes, (samples,), generator=generator)
+    counter = _Counter()
+    with counter:
+        torch.autograd.grad(loss(logits, target).sum(), logits)
+    return counter.elements
+
+
+class _Counter(TorchDispatchMode):
+    """Counts the elements that operations write."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            outputs = result if isinstance(result, tuple | list) else (result,)
+            self.elements += sum(output.numel() for output in outputs if isinstance(output, Tensor))
+        return result
