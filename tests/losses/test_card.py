@@ -104,6 +104,25 @@ def test_cards_are_plain_and_stand_side_by_side(cards: dict[str, losses.Card]) -
     assert cards["focal"].name == "FocalLoss(gamma=2.0)"
 
 
+def test_cost_of_a_class_is_counted(cards: dict[str, losses.Card]) -> None:
+    assert cards["ce"].class_cost == pytest.approx(3.0, abs=0.1)  # log-probabilities, their gradient twice
+    assert cards["ce"].class_power == pytest.approx(1.0, abs=0.02)
+    assert cards["mae"].class_cost < 1.1 * cards["ce"].class_cost  # of p_y alone: no more passes over the classes
+    assert cards["squentropy"].class_cost > 2 * cards["ce"].class_cost
+    weighted = losses.card(losses.FocalLoss(weight=torch.ones(4)), points=20)
+    assert math.isnan(weighted.class_cost)  # made for four classes
+    adjusted = losses.card(losses.VSLoss(counts=torch.tensor([8, 4, 2, 1]), gamma=0.0), points=20)
+    assert adjusted.convex
+    assert not adjusted.permutation_invariant
+
+    def pairwise(logits: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+        gaps = logits[:, :, None] - logits[:, None]
+        values = gaps.square().sum((1, 2)) + F.cross_entropy(logits, target, reduction="none")
+        return values if reduction == "none" else values.mean()
+
+    assert losses.card(pairwise, points=20).class_power == pytest.approx(2.0, abs=0.05)
+
+
 LOSSES_OF_REPORTS = {
     "log": lambda theta, w, y: -(w * torch.log(theta[:, y])).sum(),
     "brier": lambda theta, w, y: (w * (theta - torch.eye(3)[y]).square().sum(1)).sum(),

@@ -36,6 +36,7 @@ from theodolite.losses.card import (
     card,
     card_table,
 )
+from theodolite.losses.catalogue import Row, catalogue
 from theodolite.losses.codes import (
     GroupOrderingLoss,
     MeanFieldContrastiveLoss,
@@ -611,6 +612,7 @@ __all__ = [
     "RelativisticPairingLoss",
     "RobustDPOLoss",
     "RootMeanSquareLoss",
+    "Row",
     "SCELoss",
     "SLUNGLoss",
     "SPPOLoss",
@@ -671,6 +673,7 @@ __all__ = [
     "bures_wasserstein",
     "card",
     "card_table",
+    "catalogue",
     "ccl",
     "charbonnier",
     "check_batches",

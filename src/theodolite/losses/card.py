@@ -123,8 +123,8 @@ def card(
     single = _per_sample(loss)
     least, most, excess = convexity(single, classes=classes, points=points, seed=seed)
     shift, scale, permutation = invariances(single, classes=classes, points=points, seed=seed)
-    error, kept = posterior_error(single, classes=3, seed=seed)
     fixed = bool(getattr(loss, "tensor_options", ()))  # class weights or counts: other class counts make no sense
+    error, kept = posterior_error(single, classes=classes if fixed else 3, seed=seed)
     cost, power = (math.nan, math.nan) if fixed else class_cost(single)
     margins, values, gradients, curvatures = margin_profile(single, classes=classes)
     return Card(

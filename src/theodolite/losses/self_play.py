@@ -45,6 +45,7 @@ def rspo(
         The reduced loss.
 
     Example:
+        >>> import torch
         >>> rspo(torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.tensor([0.5]))
         tensor(0.)
 
