@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint as torch_checkpoint
 
 
 @contextmanager
@@ -21,6 +22,8 @@ def exact_arithmetic(model: nn.Module) -> Iterator[None]:
 
     Fused attention kernels have no double backward on any device, the transformer encoder's fast path no derivative at
     all, cuDNN's recurrent kernels no double backward, and autocast leaves a floor of 5e-3 under every product.
+
+    Reentrant activation checkpoints, which have no gradients at replaced parameters, recompute like the others.
 
     The fused weight norm's second derivative takes the norms for constants: a Hessian through it is 57 % off.
 
@@ -38,6 +41,7 @@ def exact_arithmetic(model: nn.Module) -> Iterator[None]:
             stack.enter_context(_full_precision_cuda(recurrent=_has(model, nn.RNNBase)))
         if "torch._dynamo" in sys.modules:  # nothing can have been compiled without it, and importing it takes seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_checkpoints_without_reentry())
         if any(_has_weight_norm(module) for module in model.modules()):
             stack.enter_context(_PlainWeightNorm())
         yield
@@ -51,6 +55,29 @@ def _without_encoder_fast_path() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
+def _checkpoints_without_reentry() -> Iterator[None]:
+    """Let ``checkpoint(…, use_reentrant=True)`` recompute as with False: the older way works with ``.backward()`` alone.
+
+    It has no gradient with respect to given tensors, so that neither a product nor a gradient at replaced parameters exists.
+    """
+    owner: Any = torch_checkpoint
+    before = owner.CheckpointFunction
+    owner.CheckpointFunction = _WithoutReentry
+    try:
+        yield
+    finally:
+        owner.CheckpointFunction = before
+
+
+class _WithoutReentry:
+    """Stands in for the autograd function of reentrant checkpoints."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return torch_checkpoint.checkpoint(function, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state)
 
 
 @contextmanager
