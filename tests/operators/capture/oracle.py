@@ -21,7 +21,7 @@ def per_sample_gradients(model: nn.Module, total: Callable[[Any], Tensor], batch
 
 
 def gram(gradients: Tensor) -> Tensor:
-    flat = gradients.flatten(1)
+    flat = gradients.reshape(len(gradients), -1)
     return flat @ flat.T
 
 

@@ -7,6 +7,8 @@ from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
+import torch
+
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
@@ -49,7 +51,7 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, parameters: Mapping[str, Tensor], data: Iterable[Tensor]) -> None:
         super().__init__()
-        self._parameters = {id(tensor) for tensor in parameters.values()}
+        self._parameters = {id(tensor): name for name, tensor in parameters.items()}
         self._batch = {id(tensor): tensor for tensor in data}
         self._met: dict[tuple[object, ...], int] = {}
         self.sites: list[Site] = []
@@ -62,7 +64,10 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if name in UNWATCHED:
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor) and (origin := self._origin(args[0])):  # x.T and the like
+                self._mark(result, origin)
+            return result
         parametric, data, origins = [], [], set()
         for tensor in tensors_in((args, kwargs)):
             origin = self._origin(tensor)
@@ -71,7 +76,7 @@ class Recorder(TorchFunctionMode):
                 parametric.append(tensor)
             elif origin is not None:
                 data.append(tensor)
-        if parametric and data:
+        if parametric and data and torch.is_grad_enabled():
             self.routed = self.routed or ROUTED in origins
             result = self._meet(func, args, kwargs, parametric, data)
         else:
@@ -106,12 +111,16 @@ class Recorder(TorchFunctionMode):
         parametric: list[Tensor],
         data: list[Tensor],
         plan: Plan,
-    ) -> Tensor:
+    ) -> Any:
         leaves = {id(tensor): tensor.detach().requires_grad_() for tensor in parametric}
         first = not any(tensor.requires_grad for tensor in data)
-        result: Tensor = func(*replaced(args, leaves), **replaced(kwargs, leaves))
+        result = func(*replaced(args, leaves), **replaced(kwargs, leaves))
+        if not isinstance(result, Tensor):
+            return func(*args, **kwargs)  # of several outputs each would need its own gradient: for the fallback
+        if not result.requires_grad:
+            return result
         unique = {id(tensor): tensor for tensor in parametric}
-        what = (getattr(func, "__name__", str(func)), *(_identity(tensor) for tensor in unique.values()))
+        what = (getattr(func, "__name__", str(func)), *(self._identity(tensor) for tensor in unique.values()))
         self._met[what] = self._met.get(what, 0) + 1
         index = len(self.sites)
         self.sites.append(
@@ -142,6 +151,11 @@ class Recorder(TorchFunctionMode):
         # What needs a gradient and carries no mark came through code that is not intercepted.
         return DATA if id(tensor) in self._batch or tensor.requires_grad else None
 
+    def _identity(self, tensor: Tensor) -> tuple[object, ...]:
+        """What tells parametric tensors apart in passes over other data: which parameter they view, and where."""
+        name = self._parameters.get(id(tensor if tensor._base is None else tensor._base))
+        return () if name is None else (name, tensor.storage_offset())
+
     def _mark(self, result: Any, origin: str) -> None:
         for tensor in tensors_in(result):
             known = id(tensor) in self._batch or id(tensor) in self._parameters
@@ -152,12 +166,6 @@ class Recorder(TorchFunctionMode):
 def _index(name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """What data is indexed by; an assignment also has the values."""
     return args[1:2] if name in ("__getitem__", "__setitem__") else args[1:]
-
-
-def _identity(tensor: Tensor) -> tuple[object, ...]:
-    """What tells parametric tensors apart in passes over other data: which parameter they view, and where."""
-    base = tensor if tensor._base is None else tensor._base
-    return (base.data_ptr(), tensor.storage_offset(), tensor.stride()) if base.is_leaf else ()
 
 
 @cache

@@ -91,11 +91,11 @@ def _without_dropout(run: Pass) -> Pass:
 
 def _noise(run: Pass) -> Tensor | None:
     """A random cotangent for the outputs, so that no position goes without a gradient; None where there are no outputs."""
-    outputs = run.outputs
-    if outputs is None or not outputs.dim() or outputs.shape[0] != run.chunk.samples:
+    if not _has_outputs(run):
         return None
+    assert run.outputs is not None
     generator = torch.Generator().manual_seed(run.problem.seed)
-    return torch.randn(outputs.shape, generator=generator, dtype=torch.float32).to(outputs)
+    return torch.randn(run.outputs.shape, generator=generator, dtype=torch.float32).to(run.outputs)
 
 
 def _gradients(run: Pass, noise: Tensor | None) -> tuple[list[tuple[Site, Tensor]], set[str]]:
@@ -142,14 +142,12 @@ def _by_weights(run: Pass, sites: list[Site], layouts: dict[Key, Layout | None])
     What belongs to one sample has its gradient scaled by that sample's weight. The passes start where samples are known to
     lie, as late in the model as possible.
     """
-    known = [site for site in run.sites if layouts.get(site.key) is not None]
-    if not known:
+    start = _start(run, layouts)
+    if start is None:
         return {}
-    root = known[-1]
-    place = layouts[root.key]
-    assert place is not None
+    shape, place, root = start
     generator = torch.Generator().manual_seed(run.problem.seed)
-    noise = torch.randn(root.shape, generator=generator).to(run.total)
+    noise = torch.randn(shape, generator=generator).to(run.total)
     weights = 1 + torch.arange(run.chunk.samples, device=noise.device, dtype=noise.dtype) / run.chunk.samples
     plain: dict[int, Tensor] = {}
     scaled: dict[int, Tensor] = {}
@@ -164,6 +162,24 @@ def _by_weights(run: Pass, sites: list[Site], layouts: dict[Key, Layout | None])
         for site in sites
         if site.index in plain
     }
+
+
+def _start(run: Pass, layouts: dict[Key, Layout | None]) -> tuple[tuple[int, ...], Layout, Site | None] | None:
+    """Shape and layout of the outputs, or else of the last site whose layout is known, with that site."""
+    if _has_outputs(run):
+        assert run.outputs is not None
+        return tuple(run.outputs.shape), AxisLayout(0, run.chunk.samples), None
+    for site in reversed(run.sites):
+        place = layouts.get(site.key)
+        if place is not None:
+            return site.shape, place, site
+    return None
+
+
+def _has_outputs(run: Pass) -> bool:
+    """Whether the model's outputs are a tensor with samples first."""
+    outputs = run.outputs
+    return outputs is not None and outputs.dim() > 0 and outputs.shape[0] == run.chunk.samples
 
 
 def _scaled_layout(site: Site, plain: Tensor, scaled: Tensor, weights: Tensor, tolerance: float) -> Layout | None:
