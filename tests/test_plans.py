@@ -51,6 +51,28 @@ def test_an_interrupted_survey_resumes_where_it_stopped(tmp_path: Path) -> None:
     assert records[1].value == first[1].value
 
 
+def test_an_interrupted_plane_goes_on_within_its_grid(tmp_path: Path) -> None:
+    family = BY_NAME["mlp"]
+    read_points = 0
+
+    def stop(what: str, share: float) -> None:
+        nonlocal read_points
+        read_points += what.startswith("plane:")
+        if read_points == 200:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        survey(family.problem(), measures=["plane"], log=tmp_path, on_progress=stop)
+    assert len(read(tmp_path)) == 0
+    (points,) = (tmp_path / "points").iterdir()
+    taken = points.read_text().count("\n")
+    assert 190 <= taken <= 200
+    (resumed,) = survey(family.problem(), measures=["plane"], log=tmp_path)
+    (whole,) = survey(family.problem(), measures=["plane"])
+    assert resumed.losses.tobytes() == whole.losses.tobytes()
+    assert not (tmp_path / "points").exists()
+
+
 def test_nothing_is_resumed_from_other_parameters_data_seed_or_step(tmp_path: Path) -> None:
     family = BY_NAME["mlp"]
     model, batches = family.model_and_data()

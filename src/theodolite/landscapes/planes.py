@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from theodolite.landscapes.grids import Spans, both
 from theodolite.landscapes.lines import KEEP
 from theodolite.landscapes.readings import OnPoint, Reading, at_parameters, read, read_grid, stderrs
 from theodolite.landscapes.remarks import context, cost, kept, remarks
+from theodolite.landscapes.store import PointStore
 from theodolite.landscapes.surfaces import Axes, Cells, surface
 from theodolite.landscapes.trajectories import Projection
 from theodolite.problem import Problem
@@ -37,6 +39,7 @@ def plane(
     seed: int = 0,
     trajectory: Sequence[Snapshot] = (),
     interpolate: float | None = None,
+    store: str | os.PathLike[str] | None = None,
     keep_directions_below: int = KEEP,
     on_point: OnPoint | None = None,
     step: int | None = None,
@@ -62,6 +65,8 @@ def plane(
         trajectory: checkpoints whose path is laid over the plane, whatever its directions; ``"trajectory"`` needs three.
         interpolate: the largest error on held-out cells, as a share of the range of the losses, at which the cells between
             evaluated ones are taken from a spline; 0.001 cannot be seen in a picture. None evaluates every cell.
+        store: folder in which every reading is kept as it is taken. The same call on the same problem takes from it what is
+            there: an interrupted plane resumes, to the same bytes.
         keep_directions_below: bytes up to which the record keeps both directions; 256 MiB by default.
         on_point: called after every point of the grid with the number done and the number of all.
         step: optimiser step, kept in the record.
@@ -93,7 +98,8 @@ def plane(
     path = _path(snapshots, parameters, first, second)
     alphas, betas = both(points, _spans(span, name, path))
     center = read(problem, problem.point())
-    evaluate = partial(_at_cells, problem, (alphas, betas), (first, second), center, on_point)
+    kept_points = None if store is None else PointStore(store, problem, (first, second))
+    evaluate = partial(_at_cells, problem, (alphas, betas), (first, second), center, kept_points, on_point)
     found = surface(evaluate, alphas, betas, tol=interpolate, seed=seed)
     readings = list(found.readings.values())
     checkpoints = [_read_snapshot(problem, snapshot) for snapshot in snapshots]
@@ -129,12 +135,26 @@ def _at_cells(
     axes: Axes,
     directions: tuple[Tensor, Tensor],
     center: Reading,
+    store: PointStore | None,
     on_point: OnPoint | None,
     cells: Cells,
 ) -> list[Reading]:
-    """Readings at rows and columns of a grid."""
+    """Readings at rows and columns of a grid, those that the store holds from there."""
     coordinates = np.stack([axis[index] for axis, index in zip(axes, cells.T, strict=True)], axis=-1)
-    return read_grid(problem, coordinates, directions, center=center, on_point=on_point)
+    if store is None:
+        return read_grid(problem, coordinates, directions, center=center, on_point=on_point)
+    readings = []
+    for done, position in enumerate(coordinates, start=1):
+        place = tuple(position.tolist())
+        held = store.get(place)
+        if held is None:
+            (held,) = read_grid(problem, position[None], directions, center=center)
+            if held is not center:
+                store.add(place, held)
+        readings.append(held)
+        if on_point is not None:
+            on_point(done, len(coordinates))
+    return readings
 
 
 def _finite(

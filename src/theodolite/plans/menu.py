@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, final
 
 from theodolite.errors import ProblemError
@@ -37,12 +38,16 @@ class Measurement:
     expected: Cost | None = None
     plan: str | None = None
 
-    def __call__(self, problem: Problem, *, seed: int, on_part: Callable[[str, float], None]) -> Record:
-        """Measure, telling what is going on and the share done."""
+    def __call__(
+        self, problem: Problem, *, seed: int, store: Path | None, on_part: Callable[[str, float], None]
+    ) -> Record:
+        """Measure, telling what is going on and the share done; points of a grid are kept in ``store`` meanwhile."""
         options = dict(self.options)
         taken = inspect.signature(self.function).parameters
         if "seed" in taken:
             options["seed"] = seed
+        if "store" in taken:
+            options["store"] = store
         if "on_step" in taken and self.expected is not None:
             total = self.expected.products
             options["on_step"] = lambda done, worst: on_part(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 from theodolite.errors import TheodoliteWarning
@@ -17,6 +19,7 @@ from theodolite.records import Event, Log, Record, read
 Progress = Callable[[str, float], None]
 
 FAILED = "measure failed"
+POINTS = "points"  # folder, within that of the log, of readings whose grid is not done
 
 
 def survey(
@@ -93,20 +96,22 @@ def _run_all(
         plan = None if measurement.plan is None else f"{measurement.plan} seed={seed}"
         record = None if plan is None else taken.get((plan, point))
         if record is None or record.step != step:
-            record = _run(problem, measurement, seed=seed, tell=tell).replace(step=step)
+            store = None if log is None else log.folder / POINTS
+            record = _run(problem, measurement, seed=seed, store=store, tell=tell).replace(step=step)
             if plan is not None and not isinstance(record, Event):
                 record = record.replace(context={**record.context, "plan": plan, "point": point})
             if log is not None:
                 log.append(record)
+                shutil.rmtree(log.folder / POINTS, ignore_errors=True)
         records.append(record)
     if on_progress is not None:
         on_progress("done", 1.0)
     return records
 
 
-def _run(problem: Problem, measurement: Measurement, *, seed: int, tell: Progress) -> Record:
+def _run(problem: Problem, measurement: Measurement, *, seed: int, store: Path | None, tell: Progress) -> Record:
     try:
-        return measurement(problem, seed=seed, on_part=tell)
+        return measurement(problem, seed=seed, store=store, on_part=tell)
     except Exception as error:  # anything, out of memory too: the others may still succeed
         message = f"{measurement.name} failed: {type(error).__name__}: {error}"
         warnings.warn(message, TheodoliteWarning, stacklevel=2)
