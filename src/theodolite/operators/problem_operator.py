@@ -27,12 +27,15 @@ from theodolite.operators.certificate import (
 from theodolite.operators.graphs import Graph, OutputGraph
 from theodolite.operators.memory import counting_saved_bytes
 from theodolite.problem import Chunk, Point, Problem
+from theodolite.problem.memory import free_memory, refuse_too_large
 from theodolite.problem.parameters import Selection
 from theodolite.records import Cost
 
 # A wider block saves no more time on any device seen, and its memory grows with it.
 WIDEST = 32
 TRIAL = 4
+# A product holds about as much again as its graph; a quarter of the memory is for graphs that are kept.
+PEAK, FREE = 2.0, 0.75
 
 Whole = TypeVar("Whole", bound="ProblemOperator")
 
@@ -78,6 +81,7 @@ class ProblemOperator(LinearOperator):
         self._version: tuple[object, ...] | None = None
         self._graph_bytes: float | None = None
         self._cap = 0
+        self._free = 0
         self._built = 0
         self._warned_of_memory = False
 
@@ -209,9 +213,24 @@ class ProblemOperator(LinearOperator):
         if point.version != self._version:
             self._kept, self._complete, self._version = [], False, point.version
             self._cap = self.problem.memory
+            self._free = free_memory(self.problem.device)
         if self._graph_bytes is None:
             self._graph_bytes = self._measure_bytes()
         return point
+
+    def _chunks(self) -> Iterator[Chunk]:
+        """The chunks, in pieces where a batch would not fit into memory.
+
+        Raises:
+            ProblemError: it does not fit and may not be cut, or one sample does not fit.
+        """
+        each = PEAK * (self._graph_bytes or 0.0)
+        fitting = int(FREE * self._free / each) if each else None
+        cut = fitting is not None and fitting >= 1 and self.problem.divisible
+        for chunk in self.problem.chunks(at_most=fitting if cut else None):
+            if fitting is not None:
+                refuse_too_large(chunk.samples, fitting=fitting, of_each=each, device=self.problem.device)
+            yield chunk
 
     def _measure_bytes(self) -> float:
         """Bytes a sample that a graph keeps alive, from a graph of a few samples, whose Jacobian is checked."""
@@ -239,7 +258,7 @@ class ProblemOperator(LinearOperator):
             yield from self._kept
             return
         self._weights, self._samples, used = [], [], 0.0
-        for chunk in self.problem.chunks():
+        for chunk in self._chunks():
             used += self._bytes(chunk)
             if chunk.index < len(self._kept):
                 graph, _, buffers = self._kept[chunk.index]

@@ -9,17 +9,46 @@ from pathlib import Path
 
 import torch
 
+from theodolite.errors import ProblemError
+
 # A quarter of what is free: graphs, Krylov bases and the training itself share the device.
 SHARE = 0.25
+GIB = 2.0**-30
 UNKNOWN = 4 * 2**30  # bytes taken for free where no system call tells
 CGROUPS, MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 
 def spare_memory(device: torch.device) -> int:
     """Bytes on ``device`` that a measure may take without asking: a quarter of what is free."""
+    return int(SHARE * free_memory(device))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes on ``device`` beyond which an allocation fails, or the system ends the process."""
     if device.type == "cuda":
-        return int(SHARE * torch.cuda.mem_get_info(device)[0])
-    return int(SHARE * min(_available(), *_allowed(CGROUPS, MEMBERSHIP)))
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + cached)
+    return int(min(_available(), *_allowed(CGROUPS, MEMBERSHIP)))
+
+
+def refuse_too_large(samples: int, *, fitting: int, of_each: float, device: torch.device) -> None:
+    """Refuse a batch that will not fit into memory, before the system ends the process for it.
+
+    Args:
+        samples: of the batch.
+        fitting: how many fit.
+        of_each: bytes that one takes.
+        device: where.
+
+    Raises:
+        ProblemError: it does not fit.
+    """
+    if samples > max(fitting, 0):
+        raise ProblemError(
+            f"Expected the graph of {samples} samples to fit into memory, found {GIB * samples * of_each:.3g} GiB needed at "
+            f"{GIB * 1024 * of_each:.3g} MiB a sample and {GIB * free_memory(device):.3g} GiB free on {device}: the process would "
+            "run out of memory. Survey fewer parameters (params=), cast less (dtype=), or pass smaller batches or shorter inputs."
+        )
 
 
 def _available() -> int:

@@ -463,8 +463,19 @@ class Problem:
             check(self)
             self._checked = True
 
-    def chunks(self) -> Iterator[Chunk]:
+    @property
+    def divisible(self) -> bool:
+        """Whether a batch may be evaluated in pieces: its samples are not coupled, and no dropout draws by batch."""
+        training = self.mode == "train" or (
+            self.mode == "as is" and any(part.training for part in self.model.modules())
+        )
+        return not (self.coupled or training)
+
+    def chunks(self, *, at_most: int | None = None) -> Iterator[Chunk]:
         """Walk the data of this rank once; the first walk also checks it.
+
+        Args:
+            at_most: samples of a chunk, beside ``microbatch``; for a problem that is ``divisible``.
 
         Raises:
             RankError: ranks share the data, and this is not inside ``together``.
@@ -475,9 +486,10 @@ class Problem:
                 "walks over one part alone. Pass group=None to measure on each rank alone."
             )
         self.ensure_checked()
+        sizes = [size for size in (self.microbatch, at_most) if size is not None]
         index = samples = 0
         for batch in self.batches:
-            for piece in [batch] if self.microbatch is None else split(batch, self.microbatch):
+            for piece in split(batch, min(sizes)) if sizes else [batch]:
                 placed = move(piece, device=self.device, dtype=self.cast)
                 chunk = Chunk(index, placed, self.objective.samples(piece))
                 yield chunk
