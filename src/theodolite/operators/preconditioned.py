@@ -27,8 +27,9 @@ class PreconditionedHessian(LinearOperator):
     Muon multiplies its momentum M from the shorter side by a matrix: its step is lr·ρ·U φ(Σ) Vᵀ, where UΣVᵀ = M/‖M‖, φ is
     the polynomial of its Newton–Schulz iteration and ρ its correction for the shape. That is lr·P⁻¹M with
     P⁻¹ = ρ·U diag(φ(σ)/σ) Uᵀ/‖M‖ ⊗ I, close to (M Mᵀ)^-½ ⊗ I, one side of Shampoo's metric. What is measured is the
-    curvature in that metric at the momentum held now, to the bfloat16 in which torch iterates; how the metric itself turns
-    with the gradient is left out, as it is for Adam, but Muon's turns as fast as its momentum. Weight decay is left out.
+    curvature in that metric at the momentum held now. How the metric itself turns with the gradient is left out, as it is for
+    Adam, but Muon's turns as fast as its momentum. torch iterates in bfloat16: along singular values below 0.4 % of ‖M‖ its step
+    is amplified rounding, which no metric gives. Weight decay is left out.
 
     Parameters that are not held or have not been stepped have zero rows and columns. The state is read anew when the
     parameters have changed.
