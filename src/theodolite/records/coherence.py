@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -55,7 +56,7 @@ class Coherence(Record):
         cumulated = np.zeros((len(self.gram) + 1, len(self.gram) + 1))
         cumulated[1:, 1:] = np.square(self.gram).cumsum(axis=0).cumsum(axis=1)
         squares = np.diff(np.diff(cumulated[np.ix_(edges, edges)], axis=0), axis=1)
-        return np.sqrt(np.maximum(squares, 0.0))
+        return np.asarray(np.sqrt(np.maximum(squares, 0.0)))
 
     @property
     def sample_sharpness(self) -> Float[np.ndarray, " s"]:
@@ -135,7 +136,7 @@ class Coherence(Record):
     @property
     def _blocks(self) -> list[Float[np.ndarray, "_ _"]]:
         edges = np.concatenate([[0], np.cumsum(self.rows)])
-        return [self.gram[a:b, a:b] for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        return [self.gram[a:b, a:b] for a, b in pairwise(edges.tolist())]
 
     @property
     def _factors(self) -> Float[np.ndarray, "m k"]:
