@@ -10,6 +10,7 @@ from theodolite.records.density import Density
 from theodolite.records.directional import Directional
 from theodolite.records.equality import differences
 from theodolite.records.estimate import Estimate
+from theodolite.records.flow import Flow
 from theodolite.records.gradients import Gradients
 from theodolite.records.influence import Influence
 from theodolite.records.landscape import Line, Plane
@@ -36,6 +37,7 @@ __all__ = [
     "Directional",
     "Estimate",
     "Event",
+    "Flow",
     "Gradients",
     "Influence",
     "Line",
