@@ -5,6 +5,7 @@ from theodolite.measures.batch_size import batch_sharpness, scale_learning_rate
 from theodolite.measures.classwise import classwise
 from theodolite.measures.curvature import spectrum
 from theodolite.measures.directional import directional
+from theodolite.measures.flow_sharpness import flow_sharpness, scalar_flow_sharpness
 from theodolite.measures.gradients import gradients
 from theodolite.measures.influence import influence
 from theodolite.measures.outliers import outliers
@@ -21,10 +22,12 @@ __all__ = [
     "classwise",
     "density",
     "directional",
+    "flow_sharpness",
     "gradients",
     "influence",
     "next_update",
     "outliers",
+    "scalar_flow_sharpness",
     "scale_learning_rate",
     "sharpness",
     "spectrum",
