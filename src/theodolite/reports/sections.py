@@ -8,8 +8,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from theodolite.records import Cost, Density, Gradients, Line, Plane, Record, Scalars, Spectrum, Stability, Trace
+from theodolite.records import (
+    Cost,
+    Density,
+    Event,
+    Gradients,
+    Line,
+    Plane,
+    Record,
+    Scalars,
+    Snapshot,
+    Spectrum,
+    Stability,
+    Trace,
+)
 from theodolite.reports import figures
+from theodolite.reports.curvature_rows import TABLES
 from theodolite.reports.figures import Figure
 from theodolite.reports.rows import (
     density_table,
@@ -23,6 +37,7 @@ from theodolite.reports.tables import Table
 from theodolite.reports.wording import count, duration, slug
 
 R = TypeVar("R", bound=Record)
+SHOWN: tuple[type[Record], ...] = (Density, Event, Gradients, Line, Plane, Scalars, Snapshot, Spectrum, Stability, Trace, *TABLES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +83,15 @@ def sections(records: Sequence[Record]) -> tuple[Section, ...]:
         records: of one run. Of each measure the record of the last step is shown.
 
     Returns:
-        Sections in the order loss, curvature, layers, landscape.
+        Sections in the order loss, curvature, layers, detail, landscape, others.
     """
     lenses: tuple[tuple[str, str, Callable[[Sequence[Record]], Iterable[Block]]], ...] = (
         ("loss", "Loss and stability", _loss),
         ("curvature", "Loss curvature", _curvature),
         ("layers", "Curvature and gradient magnitude by layer", _layers),
+        ("detail", "Curvature by class, direction and batch", _detail),
         ("landscape", "Loss landscape", _landscape),
+        ("others", "Other readings", _others),
     )
     built = [(name, title, tuple(blocks(records))) for name, title, blocks in lenses]
     return tuple(Section(name=name, title=title, blocks=blocks) for name, title, blocks in built if blocks)
@@ -142,6 +159,28 @@ def _layers(records: Sequence[Record]) -> Iterable[Block]:
     for gradients in _last(records, Gradients, lambda r: r.kind):
         figure = figures.gradient_norms(gradients) if gradients.layers else None
         yield _block("Gradient norms by layer", figure, (gradients_table(gradients),), [gradients], half=True)
+
+
+def _detail(records: Sequence[Record]) -> Iterable[Block]:
+    for kind, table in TABLES.items():
+        for record in _last(records, kind, lambda r: slug(str(getattr(r, "name", r.kind)))):
+            shown = table(record)
+            yield Block(
+                title=shown.title,
+                figure=None,
+                tables=(shown,),
+                origin=(_origin(record),),
+                notes=_notes([record]),
+            )
+
+
+def _others(records: Sequence[Record]) -> Iterable[Block]:
+    """What no other section shows, in the words of each record."""
+    left = [record for record in records if not isinstance(record, SHOWN)]
+    if left:
+        rows = tuple((r.kind, "—" if r.step is None else f"{r.step:,}", "; ".join(r.summary())) for r in left)
+        table = Table(title="Readings in a line each", columns=("reading", "step", "says"), rows=rows, words=3)
+        yield Block(title="Other readings", figure=None, tables=(table,), origin=(), notes=_notes(left))
 
 
 def _landscape(records: Sequence[Record]) -> Iterable[Block]:
