@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from theodolite.errors import OperatorError, ProblemError
 from theodolite.linalg import cg
 from theodolite.measures.subject import OperatorName, context_of, operator_of
-from theodolite.operators.capture.capture import refuse_coupled
 from theodolite.problem import Chunk, Problem
 from theodolite.problem.arrays import to_numpy
 from theodolite.problem.problem import gradients
@@ -136,7 +135,11 @@ def _responses(problem: Problem, X: Float[Tensor, "q n"]) -> Float[Tensor, "q i"
 
 def _of_samples(problem: Problem, function: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
     """A function of the samples' shares in the loss, chunk by chunk."""
-    refuse_coupled(problem)
+    if problem.coupled:
+        raise OperatorError(
+            "Expected samples with a loss of their own, found them coupled by BatchNorm on batch statistics or by the criterion "
+            f"(mode={problem.mode!r}). Use mode='eval'."
+        )
     point = problem.point()
     for chunk in problem.chunks():
 
