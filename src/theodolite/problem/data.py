@@ -40,6 +40,7 @@ class Batches:
         self._fingerprints: list[tuple[float, ...]] = []
         self._keep = keep
         self._first: Any = None
+        self._first_fingerprint: tuple[float, ...] | None = None
 
     def __iter__(self) -> Iterator[Any]:
         if self._kept is not None:
@@ -64,6 +65,12 @@ class Batches:
         if self._first is None:
             self._first = next(iter(self))
         return self._first
+
+    def first_fingerprint(self) -> tuple[float, ...]:
+        """That of the first batch, computed once."""
+        if self._first_fingerprint is None:
+            self._first_fingerprint = fingerprint(self.first())
+        return self._first_fingerprint
 
     def first_again(self) -> Any:
         """The first batch of a fresh walk under other random numbers, to compare with the first pass.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,20 +14,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import DataError, NonFiniteError, ParameterError, ProblemError, RankError
+from theodolite.problem.agreement import facts_of
 from theodolite.problem.check import check
 from theodolite.problem.criteria import recognise
-from theodolite.problem.data import Batches, fingerprint, move, split
+from theodolite.problem.data import Batches, move, split
+from theodolite.problem.digest import digest_of
 from theodolite.problem.guard import seed_everything, undisturbed
-from theodolite.problem.identity import architecture, identity
 from theodolite.problem.memory import spare_memory
 from theodolite.problem.model import common_dtype, device_of, on_batch_statistics, unwrapped
 from theodolite.problem.numerics import exact_arithmetic
 from theodolite.problem.objective import CriterionObjective, LossObjective, Objective
-from theodolite.problem.options import MODES, Engine, Mode, Options
+from theodolite.problem.options import Engine, Mode, Options
 from theodolite.problem.parameters import Layout, Selection, select_parameters
-from theodolite.problem.point import Point, read_point, sums_of, version_of
-from theodolite.problem.ranks import Facts, Ranks
-from theodolite.problem.subsets import Drawn, Rows, first_batches, first_samples
+from theodolite.problem.parts import first_of, halves_of, parts_of
+from theodolite.problem.point import Point, read_point, version_of
+from theodolite.problem.ranks import Ranks
+from theodolite.problem.subsets import Rows
 
 T = TypeVar("T")
 
@@ -134,12 +135,9 @@ class Problem:
         self.device = device_of(self.model)
         self._selected = select_parameters(self.model, params)
         self.layout = Layout(tuple(self._selected), tuple(parameter.shape for parameter in self._selected.values()))
-        self._samples: int | None = None
-        self._samples_here: int | None = None
         self._share = 1.0
         self._drawn_from: int | None = None
         self._depth = 0
-        self._first_batch: tuple[Batches, float] | None = None
         self.ranks = Ranks(options.group)
         self._take_options(options)
 
@@ -162,6 +160,17 @@ class Problem:
     def n(self) -> int:
         """Number of selected parameters."""
         return self.layout.n
+
+    @property
+    def batches(self) -> Batches:
+        """The data of this rank."""
+        return self._batches
+
+    @batches.setter
+    def batches(self, batches: Batches) -> None:
+        self._batches = batches
+        self._samples: int | None = None
+        self._samples_here: int | None = None
 
     @property
     def samples(self) -> int:
@@ -261,7 +270,7 @@ class Problem:
             raise ProblemError(f"Expected at least 1 sample to take, found {samples}.")
         if samples >= self.samples:
             return self
-        return self._parts(samples, seed=seed)[0]
+        return parts_of(self, first_of(self, samples, seed=seed))[0]
 
     def split_halves(self, *, seed: int = 0) -> tuple[Problem, Problem]:
         """Two problems on a random half of the data each, the first with the odd sample.
@@ -278,7 +287,7 @@ class Problem:
         Raises:
             DataError: there is but one sample, or one batch whose samples are coupled.
         """
-        first, second = self._parts(-(-self.samples // 2), seed=seed, others=True)
+        first, second = parts_of(self, halves_of(self, seed=seed))
         return first, second
 
     def growing(self, *, start: int = 64, factor: float = 2.0, seed: int = 0) -> Iterator[Problem]:
@@ -312,69 +321,14 @@ class Problem:
         Args:
             chosen: the rows to take of each batch, ascending; on this rank.
         """
-        sizes = [self.objective.samples(batch) for batch in self.batches]
-        other = self._on(sizes, list(chosen))
-        other._samples = other.samples_here
-        other._share = self._share * other.samples_here / sum(sizes)
-        return other
-
-    def _parts(self, samples: int, *, seed: int, others: bool = False) -> list[Problem]:
-        """The problem on the first samples of a random order, and on the others where they are asked for."""
-        whole = self.samples
-        with self.together("dividing the data"):
-            sizes = [self.objective.samples(batch) for batch in self.batches]
-            if others and (len(sizes) if self.coupled else sum(sizes)) < 2:
-                raise DataError(
-                    f"Expected two samples or more to halve, found {sum(sizes)}"
-                    + (" in one batch whose samples are coupled. Use smaller batches." if self.coupled else ".")
-                )
-            here = -(-samples * sum(sizes) // whole)
-            rows = (first_batches if self.coupled else first_samples)(sizes, count=here, seed=seed + self.ranks.rank)
-            parts = [self._on(sizes, chosen) for chosen in rows[: 2 if others else 1]]
-        counts = self.ranks.sum(torch.tensor([part.samples_here for part in parts], dtype=torch.float64))
-        for part, count in zip(parts, counts.tolist(), strict=True):
-            part._samples, part._share = int(count), self._share * count / whole
-            part._drawn_from = self._drawn_from or whole
-        return parts
-
-    def _on(self, sizes: list[int], chosen: list[Rows]) -> Problem:
-        other = copy.copy(self)
-        drawn = Drawn(self.batches, sizes, chosen)
-        other.batches = Batches(list(drawn) if self.batches.in_memory else drawn)
-        other._samples_here = sum(map(len, chosen))
-        other._depth = 0
-        return other
+        return parts_of(self, lambda _: [chosen])[0]
 
     def digest(self) -> str:
         """A short hash of what is surveyed and how: values, architecture, criterion, data, selection and options.
 
-        Architecture and criterion are what can be read of them (classes, settings, tensors, code), and the loss of the
-        first batch to the bit, which sees what cannot, such as a changed ``forward``.
-
         Cost: one walk over the data without the model, and a forward pass of the first batch.
         """
-        with self.together("hashing the problem"):
-            self.ensure_checked()
-            point = self.point()
-            first = self.batches.first()
-            piece = first if self.microbatch is None else split(first, self.microbatch)[0]
-            chunk = Chunk(0, move(piece, device=self.device, dtype=self.cast), self.objective.samples(piece))
-            total, weight = self.evaluate(chunk, point, grad=False)
-            parts = {
-                "values": (point.leaves, point.constants, point.buffers),
-                "architecture": architecture(self.model),
-                "flags": [module.training for module in self.model.modules()] if self.mode == "as is" else [],
-                "objective": self.objective,
-                "data": [identity(batch, strict=False) for batch in self.batches],
-                "selection": self.layout.names,
-                "options": (self.mode, self.dtype, self.microbatch, self.engine, self.seed),
-                "first": (total, weight),
-            }
-            found = identity(parts, strict=False)
-        assert found is not None
-        if self.ranks.size == 1:
-            return found
-        return hashlib.sha256(" ".join(self.ranks.texts(found)).encode()).hexdigest()[: len(found)]
+        return digest_of(self)
 
     def context(self) -> dict[str, Any]:
         """What a record says of its problem."""
@@ -433,7 +387,7 @@ class Problem:
         Raises:
             RankError: ranks disagree on parameters, vectors or call, hold the same data, fail or are lost.
         """
-        with self.ranks.step(what, lambda: self._facts(at, vectors)) as differing:
+        with self.ranks.step(what, lambda: facts_of(self, at=at, vectors=vectors)) as differing:
             if differing:
                 here = self.point()
                 buffers = {name: self.ranks.first(buffer) for name, buffer in here.buffers.items()}
@@ -495,6 +449,12 @@ class Problem:
                 yield chunk
                 index, samples = index + 1, samples + chunk.samples
         self._samples_here = samples
+
+    def first_chunk(self) -> Chunk:
+        """The first batch, or the first piece of it, on the device of the problem."""
+        first = self.batches.first()
+        piece = first if self.microbatch is None else split(first, self.microbatch)[0]
+        return Chunk(0, move(piece, device=self.device, dtype=self.cast), self.objective.samples(piece))
 
     def call(
         self,
@@ -603,25 +563,6 @@ class Problem:
 
     # ----------------------------------------------------------------------------------------------------- internals
 
-    def _facts(self, at: Point | None, vectors: Tensor | None) -> Facts:
-        """What ranks tell each other before they work together."""
-        _refuse_synchronised(self.model, mode=self.mode)
-        here = self.point()
-        leaves = (here if at is None else at).leaves
-        equal = {
-            "the number of parameters": float(self.n),
-            "the mode of the problem": float(MODES.index(self.mode)),
-            "the bytes of a number": float(self.dtype.itemsize),
-            "the seed of the problem": float(self.seed),
-            "the parameters (by a sum over them)": _summary([*leaves, *here.constants.values()]),
-            "the vectors (by a sum over them)": 0.0 if vectors is None else _summary([vectors]),
-        }
-        if self._first_batch is None or self._first_batch[0] is not self.batches:
-            self._first_batch = self.batches, sum(fingerprint(self.batches.first()))
-        return Facts(
-            equal, {"the first batch": self._first_batch[1]}, {"buffers": _summary(list(here.buffers.values()))}
-        )
-
     def _shared(self, point: Point | None) -> Point:
         """The point with the buffers that ranks agreed on."""
         here = self.point()
@@ -671,19 +612,3 @@ def non_finite_loss(value: float, *, where: str = "the current parameters") -> N
         f"Expected a finite loss at {where}, found {value}. Derivatives do not exist there. Check the inputs for NaN, and "
         "whether training has diverged (an earlier checkpoint may still be finite)."
     )
-
-
-def _summary(tensors: list[Tensor]) -> float:
-    """One number that changes with the tensors, and with their order."""
-    numbers = sums_of([tensor.detach().double() for tensor in tensors])
-    return sum((1.0 + (0.6180339887498949 * place) % 1.0) * number for place, number in enumerate(numbers))
-
-
-def _refuse_synchronised(model: nn.Module, *, mode: str) -> None:
-    if any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) and any(
-        on_batch_statistics(model, mode=mode)
-    ):
-        raise ProblemError(
-            f"Expected BatchNorm with stored statistics, found SyncBatchNorm in mode={mode!r}: its statistics over ranks have no "
-            "second derivative. Use mode='eval'."
-        )
