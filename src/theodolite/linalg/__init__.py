@@ -5,6 +5,7 @@ from theodolite.linalg.blocks import BlockDiagonal
 from theodolite.linalg.cg import Solution, cg
 from theodolite.linalg.composites import Compression, Product, Scaled, Submatrix, Sum
 from theodolite.linalg.decomposition import Decomposition, decompose
+from theodolite.linalg.diagonal import DiagonalEstimate, diagonal, xdiag
 from theodolite.linalg.functions import FunctionProduct, funm_multiply
 from theodolite.linalg.integrals import Integral, integrate
 from theodolite.linalg.kronecker import Kronecker, RotatedDiagonal
@@ -14,6 +15,7 @@ from theodolite.linalg.operator import LinearOperator
 from theodolite.linalg.quadrature import Quadrature, slq
 from theodolite.linalg.structured import Congruence, Dense, Diagonal, Identity
 from theodolite.linalg.trace import TraceEstimate, hutchinson, hutchpp
+from theodolite.linalg.xtrace import xnystrace, xtrace
 
 __all__ = [
     "BlockDiagonal",
@@ -23,6 +25,7 @@ __all__ = [
     "Deflated",
     "Dense",
     "Diagonal",
+    "DiagonalEstimate",
     "Eigenpairs",
     "FunctionProduct",
     "Identity",
@@ -41,6 +44,7 @@ __all__ = [
     "cg",
     "cumulative",
     "decompose",
+    "diagonal",
     "funm_multiply",
     "hutchinson",
     "hutchpp",
@@ -49,4 +53,7 @@ __all__ = [
     "mass",
     "misses_eigenvalues",
     "slq",
+    "xdiag",
+    "xnystrace",
+    "xtrace",
 ]

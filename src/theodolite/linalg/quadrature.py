@@ -19,6 +19,7 @@ from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
 from theodolite.linalg.probes import Distribution, Probes
 from theodolite.linalg.resolution import are_resolved
+from theodolite.linalg.trace import projected_out
 
 WORK_VECTORS = 4
 
@@ -108,7 +109,9 @@ def slq(
     if probes < 1 or steps < 1:
         raise OperatorError(f"Quadrature needs at least one probe and one step, found {probes=}, {steps=}.")
     n = A.shape[0]
-    known, fixed = _deflated(A, deflate)
+    known, fixed = projected_out(A, deflate)
+    if deflate is not None:
+        known, fixed = known[deflate.converged], fixed[deflate.converged.to(fixed.device)]
     if len(known) == n:
         empty = torch.zeros(probes, 0, dtype=torch.float64)
         return Quadrature(nodes=empty, weights=empty, size=n, products=0, known=known)
@@ -149,16 +152,6 @@ def _probes_in_memory(A: LinearOperator, length: int, memory: int) -> int:
             f"memory={bytes_in_words(memory)}. Raise memory or take fewer steps."
         )
     return memory // one
-
-
-def _deflated(A: LinearOperator, pairs: Eigenpairs | None) -> tuple[Float[Tensor, " c"], Float[Tensor, "c n"]]:
-    """Known eigenvalues and their vectors, one a row."""
-    n = A.shape[0]
-    if pairs is None:
-        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, n, dtype=A.dtype, device=A.device)
-    if pairs.vectors.shape[1] != n:
-        raise OperatorError(f"{A!r} is deflated by eigenpairs of its own size, found {pairs.vectors.shape[1]}.")
-    return pairs.values[pairs.converged], pairs.vectors[pairs.converged.to(pairs.vectors.device)].to(A.dtype)
 
 
 def _gauss(

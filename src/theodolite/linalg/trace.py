@@ -15,6 +15,7 @@ from torch import Tensor
 from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
 from theodolite.linalg.basis import orthonormal_rows
+from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
 from theodolite.linalg.probes import Probes, mean_with_stderr
 
@@ -91,11 +92,18 @@ def exact_trace(value: float, *, products: int, parts: Float[Tensor, " L"] | Non
 
 
 def hutchinson(
-    A: LinearOperator, *, probes: int, seed: int = 0, parts: Sequence[slice] = (), memory: int = 2**30
+    A: LinearOperator,
+    *,
+    probes: int,
+    seed: int = 0,
+    parts: Sequence[slice] = (),
+    deflate: Eigenpairs | None = None,
+    memory: int = 2**30,
 ) -> TraceEstimate:
     """The trace as the mean of vᵀAv over random signs v, and the traces of diagonal blocks from the same products.
 
-    The variance of one sample is 2·(‖A‖_F² − Σ a_ii²) for a symmetric A: diagonal operators take one probe.
+    The variance of one sample is 2·(‖A‖_F² − Σ a_ii²) for a symmetric A: diagonal operators take one probe. Known eigenpairs
+    are counted exactly and projected out of the probes, which leaves the variance of the rest.
 
     Cost: one product a probe.
 
@@ -104,10 +112,11 @@ def hutchinson(
         probes: number of random vectors.
         seed: of the probes; 10 probes are the first 10 of 20.
         parts: slices of 0..n; for each, the trace of that diagonal block is the mean of v_part · (Av)_part.
+        deflate: eigenpairs of A as ``lanczos`` found them, converged or not: on their span A is known.
         memory: bytes for a block of probes and its products.
 
     Raises:
-        OperatorError: A is not square, or there are no probes.
+        OperatorError: A is not square, there are no probes, or the pairs are of another size.
         NonFiniteError: a product is not finite.
 
     Example:
@@ -125,11 +134,17 @@ def hutchinson(
     if probes < 1:
         raise OperatorError(f"Hutchinson's estimator needs at least one probe, found probes={probes}.")
     stream = Probes(A, seed=seed, distribution="rademacher")
+    values, known = projected_out(A, deflate)
+    everything = (slice(None), *parts)
+    exact = torch.stack([(values * (known[:, part].double() ** 2).sum(dim=1).cpu()).sum() for part in everything])
     blocks: list[Tensor] = []
-    for done, V in _counted(stream.blocks(probes, size=_block_size(A, memory))):
-        AV = finite_product(A, V, before=done)
-        blocks.append(torch.stack([vectors.dot(V[part], AV[part]) for part in (slice(None), *parts)]).double().cpu())
-    whole, *of_parts = torch.cat(blocks, dim=1)
+    for done, V in _counted(stream.blocks(probes, size=block_size(A, memory))):
+        Y = V - known.T @ vectors.project(known, V)
+        AY = finite_product(A, Y, before=done)
+        # Both blocks between the span and its complement count towards a part: PAY twice, with the one in AY.
+        AY = AY + known.T @ vectors.project(known, AY)
+        blocks.append(torch.stack([vectors.dot(Y[part], AY[part]) for part in everything]).double().cpu())
+    whole, *of_parts = exact[:, None] + torch.cat(blocks, dim=1)
     return trace_estimate(whole, products=probes, parts=torch.stack(of_parts) if parts else None)
 
 
@@ -168,7 +183,7 @@ def hutchpp(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 2*
     n = _refuse_oblong(A)
     if products < 3:
         raise OperatorError(f"Hutch++ needs at least 3 products (sketch, its trace, remainder), found {products}.")
-    stream, size = Probes(A, seed=seed, distribution="rademacher"), _block_size(A, memory)
+    stream, size = Probes(A, seed=seed, distribution="rademacher"), block_size(A, memory)
     sketch = min(products // 3, n)
     images = [finite_product(A, V, before=done).T for done, V in _counted(stream.blocks(sketch, size=size))]
     Q = orthonormal_rows(torch.cat(images))
@@ -189,7 +204,17 @@ def _refuse_oblong(A: LinearOperator) -> int:
     return A.shape[0]
 
 
-def _block_size(A: LinearOperator, memory: int) -> int:
+def projected_out(A: LinearOperator, pairs: Eigenpairs | None) -> tuple[Float[Tensor, " c"], Float[Tensor, "c n"]]:
+    """Ritz values, on the CPU, and their orthonormal vectors, one a row; none if no pairs are given."""
+    n = A.shape[0]
+    if pairs is None:
+        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, n, dtype=A.dtype, device=A.device)
+    if pairs.vectors.shape[1] != n:
+        raise OperatorError(f"{A!r} is deflated by eigenpairs of its own size, found {pairs.vectors.shape[1]}.")
+    return pairs.values, pairs.vectors.to(dtype=A.dtype, device=A.device)
+
+
+def block_size(A: LinearOperator, memory: int) -> int:
     """How many probes fit the memory with their products; at least one."""
     return max(1, memory // (WORK_BLOCKS * A.shape[0] * A.dtype.itemsize))
 

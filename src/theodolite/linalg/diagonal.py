@@ -1,0 +1,150 @@
+"""Stochastic estimates of the diagonal, with standard errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from theodolite.errors import OperatorError
+from theodolite.linalg import vectors
+from theodolite.linalg.lanczos import Eigenpairs
+from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.probes import Probes
+from theodolite.linalg.trace import block_size, projected_out
+from theodolite.linalg.xtrace import exchange_directions, orthogonal_sketch, sketch_vectors
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DiagonalEstimate:
+    """The diagonal of an operator with the standard error of each entry.
+
+    Args:
+        value: the estimate.
+        stderr: its standard errors, NaN with a single probe; errors of different entries are correlated.
+        degrees: their degrees of freedom, None where they are exact.
+        products: operator-vector products.
+    """
+
+    value: Float[Tensor, " n"]
+    stderr: Float[Tensor, " n"]
+    degrees: int | None
+    products: int
+
+
+def diagonal(
+    A: LinearOperator, *, probes: int, seed: int = 0, deflate: Eigenpairs | None = None, memory: int = 2**30
+) -> DiagonalEstimate:
+    """The diagonal as the mean of z ⊙ Az over random signs z, less what known eigenpairs explain exactly.
+
+    The variance of entry i is Σ_{j≠i} a_ij² of what is not explained: a diagonal operator takes one probe.
+
+    Cost: one product a probe.
+
+    Args:
+        A: symmetric.
+        probes: number of random vectors.
+        seed: of the probes.
+        deflate: eigenpairs of A as ``lanczos`` found them, converged or not: on their span A is known.
+        memory: bytes for a block of probes and its products.
+
+    Raises:
+        OperatorError: A is not symmetric, there are no probes, or the pairs are of another size.
+        NonFiniteError: a product is not finite.
+
+    Example:
+        >>> import torch
+        >>> from theodolite.linalg import Diagonal, diagonal
+        >>> diagonal(Diagonal(torch.arange(4.0)), probes=1).value.tolist()
+        [0.0, 1.0, 2.0, 3.0]
+
+    References:
+        Bekas, Kokiopoulou, Saad (2007), An estimator for the diagonal of a matrix.
+    """
+    if not A.symmetric:
+        raise OperatorError(f"The diagonal by probes is that of a symmetric operator, {A!r} does not claim to be.")
+    if probes < 1:
+        raise OperatorError(f"The diagonal takes at least one probe, found probes={probes}.")
+    values, V = projected_out(A, deflate)
+    exact = ((V**2).T @ values.to(V)).double()
+    spread = _Spread(exact)
+    for Z in Probes(A, seed=seed, distribution="rademacher").blocks(probes, size=block_size(A, memory)):
+        Y = Z - V.T @ vectors.project(V, Z)
+        AY = finite_product(A, Y, before=spread.count)
+        # E z yᵀ = I − P, and off the span both PA(I − P) and its transpose have the same diagonal: hence AY + PAY.
+        spread.add((Z * (AY + V.T @ vectors.project(V, AY))).double())
+    return DiagonalEstimate(
+        value=exact + spread.mean,
+        stderr=spread.stderr(),
+        degrees=probes - 1 if probes > 1 else None,
+        products=spread.count,
+    )
+
+
+def xdiag(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 * 2**30) -> DiagonalEstimate:
+    """The diagonal by XDiag: exact on the sketch of all vectors but one, tested by that one; the mean over which one.
+
+    Cost: ``products`` products, an even number; 2n·products numbers of memory.
+
+    Args:
+        A: symmetric.
+        products: how many to spend, at least 4; an odd one is left over.
+        seed: of the vectors.
+        memory: bytes for the sketch and its products, which must fit.
+
+    Raises:
+        OperatorError: A is not symmetric, products < 4, more than n vectors are asked for, or memory is too small.
+        NonFiniteError: a product is not finite.
+
+    Example:
+        >>> import torch
+        >>> from theodolite.linalg import Diagonal, xdiag
+        >>> A = Diagonal(1 / torch.arange(1.0, 201, dtype=torch.float64) ** 2)
+        >>> found = xdiag(A, products=40)
+        >>> float((found.value - A.entries).norm() / A.entries.norm()) < 0.05
+        True
+
+    References:
+        Epperly, Tropp, Webber (2024), XTrace: making the most of every sample in stochastic trace estimation.
+    """
+    if not A.symmetric:
+        raise OperatorError(f"XDiag is written for symmetric operators, {A!r} does not claim to be.")
+    Omega = sketch_vectors(A, products // 2, products=products, seed=seed, memory=memory)
+    Omega = torch.where(Omega >= 0, 1.0, -1.0).to(Omega)  # signs: the square of no entry is left to chance
+    Q, R, dependent = orthogonal_sketch(finite_product(A, Omega, before=0))
+    Z = finite_product(A, Q, before=Omega.shape[1])
+    whole, spent = (Q * Z).sum(dim=1).double(), Omega.shape[1] + Q.shape[1]
+    if dependent:
+        return DiagonalEstimate(value=whole, stderr=torch.zeros_like(whole), degrees=None, products=spent)
+    S = exchange_directions(R)
+    left_out = Q @ torch.from_numpy(S).to(Q)
+    # (I − Pᵢ)Aωᵢ is what the direction that only ωᵢ brought sees of it.
+    seen = torch.from_numpy((S * R).sum(axis=0)).to(Q)
+    spread = _Spread(whole)
+    spread.add((left_out * (seen * Omega - Z @ torch.from_numpy(S).to(Q))).double())
+    return DiagonalEstimate(
+        value=whole + spread.mean, stderr=spread.stderr(), degrees=Omega.shape[1] - 1, products=spent
+    )
+
+
+@final
+class _Spread:
+    """Mean and standard error of columns that come in blocks, without the cancellation of a sum of squares."""
+
+    def __init__(self, like: Float[Tensor, " n"]) -> None:
+        self.count, self.mean, self._squares = 0, torch.zeros_like(like), torch.zeros_like(like)
+
+    def add(self, samples: Float[Tensor, "n b"]) -> None:
+        b, of_block = samples.shape[1], samples.mean(dim=1)
+        gap, count = of_block - self.mean, self.count + b
+        self._squares += ((samples - of_block[:, None]) ** 2).sum(dim=1) + gap**2 * (self.count * b / count)
+        self.mean, self.count = self.mean + gap * (b / count), count
+
+    def stderr(self) -> Float[Tensor, " n"]:
+        if self.count < 2:
+            return torch.full_like(self.mean, torch.nan)
+        return (self._squares / (self.count - 1) / self.count).sqrt()

@@ -1,0 +1,220 @@
+"""The trace by exchangeable estimators: every random vector both builds the sketch and tests the others'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from theodolite.errors import OperatorError
+from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
+from theodolite.linalg.probes import Probes
+from theodolite.linalg.trace import TraceEstimate, exact_trace
+
+DEPENDENT = 1e2  # in units of rounding: directions of a sketch below this share of the largest are none
+
+
+def xtrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 * 2**30) -> TraceEstimate:
+    """The trace by XTrace: exact on the sketch of all vectors but one, tested by that one; the mean over which one.
+
+    The best general estimator where eigenvalues decay. Its samples share their sketches: their spread understates the error
+    of their mean (two such errors covered the truth in 53 to 95 % of runs on five model spectra), and the delete-one
+    jackknife overstates it, on average always (Efron, Stein 1981; 97 to 100 %). The standard error is the geometric mean of
+    the two; its Student intervals covered 92 to 100 %.
+
+    Cost: ``products`` products, an even number; n·products numbers of memory.
+
+    Args:
+        A: square.
+        products: how many to spend, at least 4; an odd one is left over.
+        seed: of the vectors.
+        memory: bytes for the sketch and its products, which must fit.
+
+    Raises:
+        OperatorError: A is not square, products < 4, more than n vectors are asked for, or memory is too small.
+        NonFiniteError: a product is not finite.
+
+    Example:
+        >>> import torch
+        >>> from theodolite.linalg import Diagonal, xtrace
+        >>> A = Diagonal(1 / torch.arange(1.0, 201, dtype=torch.float64) ** 2)
+        >>> found = xtrace(A, products=40)
+        >>> abs(found.value - float(A.entries.sum())) < 3 * found.stderr < 0.05
+        True
+
+    References:
+        Epperly, Tropp, Webber (2024), XTrace: making the most of every sample in stochastic trace estimation.
+        Efron, Stein (1981), The jackknife estimate of variance.
+    """
+    Omega = sketch_vectors(A, products // 2, products=products, seed=seed, memory=memory)
+    Y = finite_product(A, Omega, before=0)
+    Q, R, dependent = orthogonal_sketch(Y)
+    Z = finite_product(A, Q, before=Omega.shape[1])
+    H, W, T = _small(Q.T @ Z), _small(Q.T @ Omega), _small(Z.T @ Omega)
+    spent = Omega.shape[1] + Q.shape[1]
+    if dependent:
+        # The vectors' products depend on each other: the sketch holds the whole range.
+        return exact_trace(float(np.trace(H)), products=spent)
+    squares, n = (_small(Omega) ** 2).sum(axis=0), A.shape[0]
+    samples = _xtrace_samples(R, H, W, T, squares, n)
+
+    def without(i: int) -> float:
+        kept = np.arange(len(samples)) != i
+        V = scipy.linalg.null_space(exchange_directions(R)[:, [i]].T)
+        smaller = (V.T @ R[:, kept], V.T @ H @ V, V.T @ W[:, kept], V.T @ T[:, kept], squares[kept], n)
+        return float(_xtrace_samples(*smaller).mean())
+
+    return _estimate(samples, without, products=spent)
+
+
+def xnystrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 * 2**30) -> TraceEstimate:
+    """The trace of a positive semidefinite operator by XNysTrace, as ``xtrace`` with a Nyström sketch.
+
+    Every product serves the sketch: twice the vectors of XTrace for the same cost.
+
+    Cost: ``products`` products; 2n·products numbers of memory.
+
+    Args:
+        A: symmetric and positive semidefinite, such as a Gauss-Newton or Fisher matrix. That is refused where the sketch
+            shows the contrary, and not checked otherwise.
+        products: how many to spend, at least 2.
+        seed: of the vectors.
+        memory: bytes for the sketch and its products, which must fit.
+
+    Raises:
+        OperatorError: A is not symmetric or not semidefinite, products < 2, more than n, or memory is too small.
+        NonFiniteError: a product is not finite.
+
+    Example:
+        >>> import torch
+        >>> from theodolite.linalg import Diagonal, xnystrace
+        >>> A = Diagonal(1 / torch.arange(1.0, 201, dtype=torch.float64) ** 2)
+        >>> found = xnystrace(A, products=40)
+        >>> abs(found.value - float(A.entries.sum())) < 3 * found.stderr < 0.02
+        True
+
+    References:
+        Epperly, Tropp, Webber (2024), XTrace: making the most of every sample in stochastic trace estimation.
+    """
+    if not A.symmetric:
+        raise OperatorError(f"XNysTrace needs a symmetric positive operator, {A!r} does not claim to be; use xtrace.")
+    Omega = sketch_vectors(A, products, products=products, least=2, seed=seed, memory=memory)
+    Y = finite_product(A, Omega, before=0)
+    n, wide, image = A.shape[0], Omega.double(), Y.double()
+    H, G, M = _small(wide.T @ image), _small(image.T @ image), _small(wide.T @ wide)
+    H = (H + H.T) / 2
+    forms, U = np.linalg.eigh(H)
+    rounding = DEPENDENT * torch.finfo(A.dtype).eps * np.abs(forms).max()
+    if forms[0] < -rounding:
+        raise OperatorError(
+            f"XNysTrace needs a positive semidefinite operator, {A!r} has negative curvature ωᵀAω on its sketch. Use xtrace."
+        )
+    if forms[0] <= rounding:
+        # The vectors' products depend on each other: the sketch holds the whole range.
+        kept = forms > rounding
+        return exact_trace(float(((U.T @ G @ U).diagonal()[kept] / forms[kept]).sum()), products=products)
+
+    def without(i: int) -> float:
+        block = np.ix_(everything != i, everything != i)
+        return float(_xnystrace_samples(H[block], G[block], M[block], n).mean())
+
+    everything = np.arange(products)
+    return _estimate(_xnystrace_samples(H, G, M, n), without, products=products)
+
+
+def sketch_vectors(
+    A: LinearOperator, count: int, *, products: int, least: int = 4, seed: int, memory: int
+) -> Float[Tensor, "n s"]:
+    """Gaussian vectors for a sketch, one a column, if the question can be answered."""
+    if A.shape[0] != A.shape[1]:
+        raise OperatorError(f"Only a square operator has a trace and a diagonal, found {A!r}.")
+    n = A.shape[0]
+    if products < least or count > n:
+        raise OperatorError(
+            f"A sketch of {A!r} takes {least} products or more and no more vectors than {n}, found {products=}, which is "
+            f"{count} vectors. " + ("A.dense() is exact for as many products." if count > n else "Raise products.")
+        )
+    needed = 4 * count * n * A.dtype.itemsize
+    if needed > memory:
+        raise OperatorError(
+            f"A sketch of {count} vectors of {A!r} takes {bytes_in_words(needed)}, found memory={bytes_in_words(memory)}. "
+            "Take fewer products or raise memory; hutchinson needs only a few vectors at once."
+        )
+    return Probes(A, seed=seed).draw(count).T
+
+
+def orthogonal_sketch(Y: Float[Tensor, "n s"]) -> tuple[Float[Tensor, "n r"], Float[np.ndarray, "r s"], bool]:
+    """An orthonormal basis Q of the columns of Y with Y = Q R, and whether they depend on each other."""
+    Q, R = torch.linalg.qr(Y)
+    U, sizes, _ = torch.linalg.svd(R.double())
+    tiny = sizes <= DEPENDENT * torch.finfo(Y.dtype).eps * sizes[0]
+    if not bool(tiny.any()):
+        return Q, _small(R), False
+    U = U[:, ~tiny].to(Q)
+    return Q @ U, _small(U.T @ R), True
+
+
+def exchange_directions(R: Float[np.ndarray, "s s"]) -> Float[np.ndarray, "s s"]:
+    """Unit columns sᵢ, each orthogonal to all columns of R but the i-th: Q(I − sᵢsᵢᵀ)Qᵀ is the sketch without vector i."""
+    S = np.linalg.inv(R).T
+    directions: np.ndarray = S / np.linalg.norm(S, axis=0)
+    return directions
+
+
+def _xtrace_samples(
+    R: Float[np.ndarray, "s s"],
+    H: Float[np.ndarray, "s s"],
+    W: Float[np.ndarray, "s s"],
+    T: Float[np.ndarray, "s s"],
+    squares: Float[np.ndarray, " s"],
+    n: int,
+) -> Float[np.ndarray, " s"]:
+    """tr(PᵢAPᵢ) + ωᵢᵀ(I − Pᵢ)A(I − Pᵢ)ωᵢ for each i, the last scaled to the sphere of the complement.
+
+    With Y = AΩ = QR: H = QᵀAQ, W = QᵀΩ, T = (AQ)ᵀΩ, squares = ‖ωᵢ‖².
+    """
+    S = exchange_directions(R)
+    X = W - S * (S * W).sum(axis=0)  # Pᵢωᵢ = Q xᵢ
+    forms = (W * R).sum(axis=0) - (X * R).sum(axis=0) - (T * X).sum(axis=0) + (X * (H @ X)).sum(axis=0)
+    scale = (n - len(R) + 1) / np.maximum(squares - (X**2).sum(axis=0), np.finfo(float).tiny)
+    samples: np.ndarray = np.trace(H) - (S * (H @ S)).sum(axis=0) + scale * forms
+    return samples
+
+
+def _xnystrace_samples(
+    H: Float[np.ndarray, "s s"], G: Float[np.ndarray, "s s"], M: Float[np.ndarray, "s s"], n: int
+) -> Float[np.ndarray, " s"]:
+    """tr of the Nyström sketch without vector i, and what ωᵢ finds in the rest, from H = ΩᵀY, G = YᵀY and M = ΩᵀΩ.
+
+    H⁻¹ᵢᵢ is the reciprocal of the Schur complement ωᵢᵀ(A − A⟨Ωᵢ⟩)ωᵢ; that matrix vanishes on the other vectors, so that only
+    the part of ωᵢ orthogonal to them counts, whose square is 1/M⁻¹ᵢᵢ.
+    """
+    inverse = np.linalg.inv(H)
+    pivots = np.diag(inverse)
+    without = (inverse * (G @ inverse)).sum(axis=0) / pivots
+    rest = (n - len(H) + 1) * np.diag(np.linalg.inv(M)) / pivots
+    samples: np.ndarray = (inverse * G).sum() - without + rest
+    return samples
+
+
+def _estimate(samples: Float[np.ndarray, " s"], without: Callable[[int], float], *, products: int) -> TraceEstimate:
+    """The mean of exchangeable samples; its error lies between their spread and the jackknife over the vectors."""
+    s = len(samples)
+    deleted = np.array([without(i) for i in range(s)])
+    jackknife = math.sqrt((s - 1) / s * float(((deleted - deleted.mean()) ** 2).sum()))
+    spread = float(samples.std(ddof=1)) / math.sqrt(s)
+    return TraceEstimate(
+        value=float(samples.mean()),
+        stderr=math.sqrt(spread * jackknife),
+        samples=torch.from_numpy(samples),
+        products=products,
+    )
+
+
+def _small(matrix: Tensor) -> Float[np.ndarray, "..."]:
+    return matrix.double().cpu().numpy()
