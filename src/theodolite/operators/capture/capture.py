@@ -8,14 +8,16 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor
 
-from theodolite.errors import OperatorError
+from theodolite.errors import DataError
 from theodolite.operators.capture.captured import Pass, forward
 from theodolite.operators.capture.combined import combined
 from theodolite.operators.capture.fallback import one_by_one
 from theodolite.operators.capture.learning import Known, layouts_of
 from theodolite.operators.capture.site import Site
 from theodolite.operators.capture.use import Use
+from theodolite.operators.covariance import refuse_coupled_samples
 from theodolite.problem import Chunk, Point, Problem
+from theodolite.problem.data import samples_of
 
 
 def capture(problem: Problem, chunk: Chunk, point: Point | None = None) -> Captured:
@@ -32,7 +34,8 @@ def capture(problem: Problem, chunk: Chunk, point: Point | None = None) -> Captu
         point: parameters and buffers; those of the model by default.
 
     Raises:
-        OperatorError: per-sample gradients are not defined, because BatchNorm on batch statistics couples the samples.
+        OperatorError: per-sample gradients are not defined, because something couples the samples.
+        DataError: the first dimension of the inputs does not count samples.
 
     Example:
         >>> import torch
@@ -42,7 +45,8 @@ def capture(problem: Problem, chunk: Chunk, point: Point | None = None) -> Captu
         >>> [(use.parameter, use.kind) for use in captured.uses()]
         [('weight', 'linear'), ('bias', 'shift')]
     """
-    refuse_coupled(problem)
+    refuse_coupled_samples(problem)
+    _refuse_other_orders(chunk)
     point = problem.point() if point is None else point
     with problem.session():
         run = forward(problem, chunk, point)
@@ -174,14 +178,15 @@ class Captured:
         return one_by_one(run.problem, run.chunk, run.point, names, cotangent=cotangent)
 
 
-def refuse_coupled(problem: Problem) -> None:
-    """Check that the loss of a sample does not depend on the others.
+def _refuse_other_orders(chunk: Chunk) -> None:
+    """Check that inputs and targets count samples alike, in their first dimension.
 
     Raises:
-        OperatorError: it does.
+        DataError: they do not.
     """
-    if problem.coupled:
-        raise OperatorError(
-            "Per-sample gradients are not defined with BatchNorm on batch statistics, which couple the samples of a "
-            f"batch; found mode={problem.mode!r}. Use mode='eval'."
+    found = samples_of(chunk.batch)
+    if found != chunk.samples:
+        raise DataError(
+            f"Expected batches with samples first in every tensor, found inputs with a first dimension of {found} and targets "
+            f"of {chunk.samples} samples. Turn the inputs in the batch, and back in the model's forward."
         )

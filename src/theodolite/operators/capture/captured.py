@@ -90,13 +90,13 @@ class Pass:
         self, start: Any, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool
     ) -> tuple[str, ...]:
         edges = [site.edge for site in self.sites if site.first]
-        self.recorder.sink = lambda index, gradient: take(self.sites[index], gradient)
+        self.recorder.delivery.listener = lambda index, gradient: take(self.sites[index], gradient)
         try:
             found = torch.autograd.grad(
                 [start], [*edges, *self.point.leaves], [cotangent], retain_graph=retain, allow_unused=True
             )
         finally:
-            self.recorder.sink = None
+            self.recorder.delivery.listener = None
         left = zip(self.problem.layout.names, found[len(edges) :], strict=True)
         return tuple(name for name, gradient in left if gradient is not None)
 
