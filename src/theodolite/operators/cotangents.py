@@ -1,0 +1,144 @@
+"""Vectors in output space whose pull-backs are the rows of a Fisher: roots of the output curvature, exact or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from theodolite.errors import OperatorError
+from theodolite.problem import OutputLoss
+from theodolite.problem.criteria import BinaryCrossEntropy, CrossEntropy, SquaredError
+
+# An eigenvalue of the output curvature below this share of the largest is rounding: softmax has one that is zero.
+ROUNDING = 64
+# Curvature among the outputs of one sample is decomposed densely up to this many outputs.
+MOST_COUPLED = 4096
+
+
+def curvature_roots(loss: OutputLoss, outputs: Float[Tensor, "b *out"], targets: Any) -> Iterator[Tensor]:
+    """Vectors u of the shape of the outputs with Σ u_i u_iᵀ = Λ_i for every sample i, Λ the Hessian of the total.
+
+    One-hot over the sites (positions of a sequence, elements of a regression) that the criterion does not couple, so that
+    no two sites share a vector and sums over positions are exact.
+
+    Cost: one eigendecomposition of the curvature at each site; C − 1 vectors a site for cross-entropy over C classes.
+
+    Args:
+        loss: the criterion.
+        outputs: what the model returned.
+        targets: what it should have.
+
+    Raises:
+        OperatorError: the criterion is not convex in the outputs, couples samples, or couples too many outputs.
+    """
+    sites = _Sites(loss, outputs)
+    roots = _site_roots(loss, outputs, targets, sites)
+    for site in range(roots.shape[1]):
+        for column in range(roots.shape[3]):
+            values = roots.new_zeros(roots.shape[:3])
+            values[:, site] = roots[:, site, :, column]
+            if bool(values.any()):
+                yield sites.restore(values)
+
+
+def sampled_roots(
+    loss: OutputLoss, outputs: Float[Tensor, "b *out"], targets: Any, *, generator: torch.Generator
+) -> Float[Tensor, "b *out"]:
+    """One random vector u of the shape of the outputs with E[u_i u_iᵀ] = Λ_i for every sample i.
+
+    For cross-entropy with class indices the gradient at a label drawn from the model's own distribution; for any other
+    criterion a root of the curvature times a standard normal vector.
+
+    Args:
+        loss: the criterion.
+        outputs: what the model returned.
+        targets: what it should have; decides the weights only.
+        generator: on the CPU.
+
+    Raises:
+        OperatorError: as for ``curvature_roots``.
+    """
+    sites = _Sites(loss, outputs)
+    if isinstance(loss, CrossEntropy):
+        return _at_drawn_labels(loss, outputs.detach(), targets, generator)
+    roots = _site_roots(loss, outputs, targets, sites)
+    noise = torch.randn(*roots.shape[:2], roots.shape[3], 1, generator=generator, dtype=torch.float64).to(roots)
+    return sites.restore((roots @ noise)[..., 0])
+
+
+class _Sites:
+    """Outputs as (samples, sites, entries), where the criterion couples only the entries of a site."""
+
+    def __init__(self, loss: OutputLoss, outputs: Tensor) -> None:
+        if loss.couples():
+            raise OperatorError(
+                "Expected a criterion whose curvature acts on each sample alone, found one that couples the samples of a batch. "
+                "Its GGN has no rows for single samples: use GGN(problem)."
+            )
+        self._shape = outputs.shape
+        self._classes = isinstance(loss, CrossEntropy)
+        samples = outputs.shape[0]
+        if self._classes:
+            self.shape = (samples, outputs[0, 0].numel(), outputs.shape[1])
+        elif isinstance(loss, SquaredError | BinaryCrossEntropy):
+            self.shape = (samples, outputs[0].numel(), 1)
+        else:
+            self.shape = (samples, 1, outputs[0].numel())
+        if self.shape[2] > MOST_COUPLED:
+            raise OperatorError(
+                f"Expected at most {MOST_COUPLED} outputs that the criterion couples, found {self.shape[2]} at each of "
+                f"{self.shape[1]} sites. Use kind='empirical', kind='mc' with a torch cross-entropy, or GGN(problem)."
+            )
+
+    def view(self, tensor: Tensor) -> Float[Tensor, "b s e"]:
+        """A tensor of the shape of the outputs, by sites."""
+        return (tensor.flatten(2).mT if self._classes and tensor.dim() > 2 else tensor).reshape(self.shape)
+
+    def restore(self, values: Float[Tensor, "b s e"]) -> Tensor:
+        """Inverse of ``view``."""
+        if self._classes and len(self._shape) > 2:
+            values = values.mT
+        return values.reshape(self._shape)
+
+
+def _site_roots(loss: OutputLoss, outputs: Tensor, targets: Any, sites: _Sites) -> Float[Tensor, "b s e r"]:
+    """Columns with R Rᵀ = Λ at every site, those that vanish everywhere left out."""
+    product = loss.curvature(outputs.detach(), targets)
+    entries = sites.shape[2]
+    columns = []
+    for entry in range(entries):
+        unit = torch.zeros(sites.shape, dtype=outputs.dtype, device=outputs.device)
+        unit[..., entry] = 1.0
+        columns.append(sites.view(product(sites.restore(unit))))
+    curvature = torch.stack(columns, dim=-1)
+    values, vectors = torch.linalg.eigh(((curvature + curvature.mT) / 2).double())
+    largest = float(values.abs().max())
+    rounding = ROUNDING * torch.finfo(outputs.dtype).eps * largest
+    if float(values.min()) < -rounding:
+        raise OperatorError(
+            f"Expected a criterion that is convex in the outputs, found the eigenvalue {float(values.min()):.3g} of its "
+            f"curvature beside {largest:.3g}. Its GGN is no sum of squares: use GGN(problem), or kind='empirical'."
+        )
+    kept = (values > rounding).flatten(0, 1).any(0)
+    roots: Tensor = vectors[..., kept] * values[..., kept].clamp_min(0.0).sqrt().unsqueeze(-2)
+    return roots.to(outputs.dtype)
+
+
+def _at_drawn_labels(
+    loss: CrossEntropy, logits: Tensor, targets: Tensor, generator: torch.Generator
+) -> Float[Tensor, "b *out"]:
+    """√s (p − e_y) for y drawn from p, with s the weight of the target of each position."""
+    p = logits.softmax(dim=1)
+    classes = p.movedim(1, -1).reshape(-1, p.shape[1])
+    # Numbers from the CPU, so that every device draws the same labels.
+    uniform = torch.rand(len(classes), 1, generator=generator, dtype=torch.float64).to(p.device)
+    below = classes.double().cumsum(1)
+    drawn = torch.searchsorted(below, uniform * below[:, -1:]).clamp_max(p.shape[1] - 1)
+    difference = classes.scatter_add(1, drawn, -torch.ones_like(uniform, dtype=p.dtype))
+    scale = loss.position_weights(logits, targets)
+    found = difference.reshape(p.movedim(1, -1).shape).movedim(-1, 1)
+    return found if scale is None else found * scale.sqrt().unsqueeze(1)

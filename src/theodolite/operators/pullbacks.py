@@ -1,0 +1,131 @@
+"""Per-sample gradients whose outer products add up to a GGN or Fisher, one backward pass at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from theodolite.errors import OperatorError
+from theodolite.operators.capture import Captured, Use, capture
+from theodolite.operators.capture.combined import combined
+from theodolite.operators.cotangents import curvature_roots, sampled_roots
+from theodolite.problem import Chunk, Problem
+from theodolite.problem.objective import pair, with_outputs
+
+KINDS = ("exact", "mc", "empirical")
+Key = tuple[str, tuple[int, ...], int]
+
+
+@dataclass(frozen=True)
+class Pullback:
+    """One backward pass of one chunk.
+
+    Args:
+        chunk: number of the chunk.
+        row: number of the pass within the chunk.
+        samples: samples in the chunk.
+        uses: for every parameter that a gradient reaches its uses, with disjoint blocks.
+        sites: the operations that read each block.
+    """
+
+    chunk: int
+    row: int
+    samples: int
+    uses: Mapping[str, list[Use]]
+    sites: Mapping[Key, tuple[int, ...]]
+
+
+@final
+class Pullbacks:
+    """Walks over the data of a problem: the sum of outer products of all gradients, times ``scale``, is the matrix.
+
+    Every walk gives the same gradients, those of ``"mc"`` included.
+
+    Cost: a walk takes a forward pass, and a backward pass without gradients of weights for every vector a sample.
+
+    Args:
+        problem: what to differentiate.
+        kind: ``"exact"`` for the GGN, ``"mc"`` for it in expectation, ``"empirical"`` for the gradient covariance.
+        draws: random vectors a sample of ``"mc"``.
+        seed: of the random vectors.
+
+    Attributes:
+        scale: known after a walk.
+        passes: backward passes over the whole data so far.
+
+    Raises:
+        OperatorError: an option is unknown, or outputs are needed and not known.
+    """
+
+    def __init__(self, problem: Problem, *, kind: str, draws: int = 1, seed: int = 0) -> None:
+        if kind not in KINDS:
+            raise OperatorError(f"Expected kind to be one of {', '.join(map(repr, KINDS))}, found {kind!r}.")
+        if draws < 1:
+            raise OperatorError(f"Expected at least one draw a sample, found draws={draws}.")
+        if kind != "empirical":
+            with_outputs(problem.objective)
+        self.problem = problem
+        self.kind = kind
+        self.passes = 0.0
+        self.scale = float("nan")
+        self._draws = draws
+        self._seed = seed
+
+    def __iter__(self) -> Iterator[Pullback]:
+        weights, samples, passes = [], 0, 0
+        with self.problem.session():
+            for chunk in self.problem.chunks():
+                captured = capture(self.problem, chunk)
+                weights.append(captured.weight)
+                samples += chunk.samples
+                for row, cotangent in enumerate(self.cotangents(chunk, captured)):
+                    yield _pullback(chunk, row, captured.uses(cotangent))
+                    passes += chunk.samples
+        self.passes += passes / max(samples, 1)
+        self.scale = self._scale(self.problem.total_weight(torch.tensor(weights, dtype=torch.float64)), samples)
+
+    def cotangents(self, chunk: Chunk, captured: Captured) -> Iterator[Tensor | None]:
+        """Gradients of the outputs that the backward passes of a chunk start from; None for that of the loss."""
+        if self.kind == "empirical":
+            yield None
+            return
+        loss, targets, outputs = with_outputs(self.problem.objective).loss, pair(chunk.batch)[1], captured.outputs
+        if outputs is None:
+            raise OperatorError(
+                "Expected the model to return a tensor or an output with .logits, found neither. Wrap the model so that it "
+                "returns the tensor that the criterion takes."
+            )
+        if self.kind == "exact":
+            yield from curvature_roots(loss, outputs, targets)
+            return
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + chunk.index)
+        for _ in range(self._draws):
+            yield sampled_roots(loss, outputs, targets, generator=generator)
+
+    def _scale(self, weight: float, samples: int) -> float:
+        if self.kind == "empirical":
+            # Gradients are scaled so that their mean is the gradient of the problem, as in GradientCovariance.
+            return samples / weight**2
+        return 1.0 / (weight * (self._draws if self.kind == "mc" else 1))
+
+
+def key_of(use: Use) -> Key:
+    """What tells the block of a use from others in every backward pass."""
+    return use.parameter, use.block.shape, use.block.offset
+
+
+def _pullback(chunk: Chunk, row: int, uses: list[Use]) -> Pullback:
+    by_parameter: dict[str, list[Use]] = {}
+    sites: dict[Key, tuple[int, ...]] = {}
+    for use in uses:
+        by_parameter.setdefault(use.parameter, []).append(use)
+        sites[key_of(use)] = (*sites.get(key_of(use), ()), use.site)
+    merged = {name: combined(shared) for name, shared in by_parameter.items()}
+    for shared in merged.values():
+        for use in shared:
+            sites.setdefault(key_of(use), (use.site,))
+    return Pullback(chunk.index, row, chunk.samples, merged, sites)
