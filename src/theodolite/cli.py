@@ -91,7 +91,7 @@ def survey(
     if checkpoint is not None:
         load_checkpoint(problem.model, checkpoint)
     asked = tuple(measure) if measure else plan
-    names = [each.name for each in chosen(asked)]
+    names = [each.name for each in chosen(problem, asked)]
     try:
         console.print(str(quote(problem, measures=asked)), markup=False, highlight=False)
     except TheodoliteError as error:  # a product may be impossible where other measures are not

@@ -8,11 +8,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
+from torch import Tensor
+
 from theodolite.errors import ProblemError
 from theodolite.landscapes import line, plane
-from theodolite.measures import density, gradients, spectrum, trace
+from theodolite.measures import (
+    batch_sharpness,
+    classwise,
+    density,
+    directional,
+    gradients,
+    outliers,
+    sharpness,
+    spectrum,
+    trace,
+    tuning,
+)
 from theodolite.problem import Problem
 from theodolite.problem.identity import identity
+from theodolite.problem.objective import CriterionObjective, pair
 from theodolite.records import Cost, Record
 
 Measure = Callable[[Problem], Record]
@@ -90,6 +104,12 @@ MEASURES: Mapping[str, _Named] = {
         {"probes": 4, "steps": 40},
         lambda options: _passes(products=options["probes"] * options["steps"], gradients=1),
     ),
+    "classwise": _Named(classwise, {}, lambda options: _passes(products=50, gradients=1, forwards=2)),
+    "outliers": _Named(outliers, {}, lambda options: _passes(products=130, gradients=2, forwards=2)),
+    "directional": _Named(directional, {}, lambda options: _passes(products=1, gradients=3, forwards=7)),
+    "sharpness": _Named(sharpness, {}, lambda options: _passes(gradients=1, forwards=2)),
+    "tuning": _Named(tuning, {"steps": 20}, lambda options: _passes(products=options["steps"], gradients=1)),
+    "batch sharpness": _Named(batch_sharpness, {}, lambda options: _passes(products=72, gradients=5)),
     "line": _Named(line, {"points": 41}, lambda options: _passes(forwards=options["points"])),
     "plane": _Named(plane, {"points": 21}, lambda options: _passes(forwards=options["points"] ** 2)),
 }
@@ -100,16 +120,28 @@ PLANS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "deep": {
         "gradients": {},
         "spectrum": {"k": 20, "probes": 32, "steps": 160},
+        "outliers": {},
+        "classwise": {},
+        "directional": {},
+        "sharpness": {},
+        "tuning": {},
+        "batch sharpness": {},
         "line": {},
         "plane": {"points": 51, "interpolate": 1e-3},
     },
 }
 
 
-def chosen(measures: str | Sequence[str | Measure]) -> tuple[Measurement, ...]:
+# A plan leaves them out where the targets are not classes, one a sample; asked for by name they say so themselves.
+OF_CLASSES = ("classwise", "outliers")
+MOST_CLASSES = 100
+
+
+def chosen(problem: Problem, measures: str | Sequence[str | Measure]) -> tuple[Measurement, ...]:
     """The measurements of a plan, or those of names and functions.
 
     Args:
+        problem: what will be surveyed.
         measures: the name of a plan, or a sequence of names and functions.
 
     Raises:
@@ -121,8 +153,19 @@ def chosen(measures: str | Sequence[str | Measure]) -> tuple[Measurement, ...]:
                 f"Expected a plan among {', '.join(map(repr, PLANS))}, found {measures!r}. A single measure is asked for in a "
                 f"list, measures=[{measures!r}]; there are {', '.join(map(repr, MEASURES))}."
             )
-        return tuple(by_name(name, **options) for name, options in PLANS[measures].items())
+        plan = PLANS[measures].items()
+        classes = any(name in OF_CLASSES for name, _ in plan) and has_classes(problem)
+        return tuple(by_name(name, **options) for name, options in plan if classes or name not in OF_CLASSES)
     return tuple(by_name(each) if isinstance(each, str) else by_function(each) for each in measures)
+
+
+def has_classes(problem: Problem) -> bool:
+    """Whether the targets of the first batch are classes, one a sample, and neither coupled nor shared among ranks."""
+    if not isinstance(problem.objective, CriterionObjective) or problem.coupled or problem.ranks.size > 1:
+        return False
+    _, targets = pair(problem.batches.first())
+    whole = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()
+    return bool(whole and 1 < len(targets.unique()) <= MOST_CLASSES)
 
 
 def by_name(name: str, **options: Any) -> Measurement:

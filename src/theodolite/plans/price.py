@@ -71,7 +71,7 @@ def quote(problem: Problem, *, measures: str | Sequence[str | Measure] = "standa
         >>> quote(problem, measures=["trace"]).total.products
         32
     """
-    asked = chosen(measures)
+    asked = chosen(problem, measures)
     found = prices(problem)
     return Quote(items=tuple((each.name, _priced(each.expected, found)) for each in asked), prices=found)
 

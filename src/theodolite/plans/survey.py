@@ -64,7 +64,7 @@ def survey(
         >>> [record.kind for record in survey(problem, measures=["gradients", "trace"])]
         ['gradients', 'trace']
     """
-    asked = chosen(measures)
+    asked = chosen(problem, measures)
     problem.ensure_checked()
     point = problem.digest()
     if log is None:
