@@ -131,19 +131,28 @@ def forward(problem: Problem, chunk: Chunk, point: Point) -> Pass:
 
 @contextmanager
 def plain_checkpoints() -> Iterator[None]:
-    """Run reentrant checkpoints without recomputation: under ``no_grad`` their operations would have no gradients."""
+    """Run activation checkpoints as if they were not there.
+
+    Under reentrant ones operations have no gradients, and what others compute again in the backward pass must be what was
+    computed in the forward pass, where recurrent layers go step by step. The inputs of operations are kept in any case.
+    """
     module: Any = torch.utils.checkpoint
-    before = module.CheckpointFunction
-    module.CheckpointFunction = _Plain
+    before = module.CheckpointFunction, module._checkpoint_without_reentrant_generator
+    module.CheckpointFunction, module._checkpoint_without_reentrant_generator = _Plain, _nothing
     try:
         yield
     finally:
-        module.CheckpointFunction = before
+        module.CheckpointFunction, module._checkpoint_without_reentrant_generator = before
 
 
 class _Plain:
-    """What stands in for torch's checkpoint function."""
+    """Stands in for torch's reentrant checkpoint."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
         return function(*args)
+
+
+def _nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
+    """Stands in for what torch does before and after the forward pass of a checkpoint that is not reentrant."""
+    yield
