@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
 from distributed.worker import (
     batches,
-    disagree_on,
-    measure_on,
+    everything_on,
     measured,
     model_size,
     net,
@@ -24,8 +25,13 @@ from theodolite.problem import Problem
 EXACT = 1e-10
 
 
+@functools.cache
+def both_ranks() -> list[Any]:
+    return on_two_ranks(everything_on)
+
+
 def test_two_ranks_equal_one() -> None:
-    first, second = on_two_ranks(measure_on)
+    first, second = (dict(rank["measured"]) for rank in both_ranks())
     model, whole = net(), [*batches()[0::2], *batches()[1::2]]
     problem = problem_of(model, whole)
     expected = measured(problem)
@@ -54,7 +60,7 @@ def close(found: object, expected: object, name: str) -> None:
 
 
 def test_ranks_that_disagree_say_so_and_do_not_hang() -> None:
-    first, second = on_two_ranks(disagree_on)
+    first, second = (rank["said"] for rank in both_ranks())
     for said in (first, second):
         expect(said["calls"], r"RankError: .*same calls, found rank 0 at losses, rank 1 at gradient")
         expect(

@@ -173,6 +173,11 @@ def disagree_on(rank: int) -> dict[str, str]:
     return said
 
 
+def everything_on(rank: int) -> dict[str, Any]:
+    """Both in one start of processes; the second part ends with one rank lost."""
+    return {"measured": measure_on(rank), "said": disagree_on(rank)}
+
+
 class Overflows(nn.Module):
     """A criterion that overflows on the second rank alone."""
 
