@@ -49,7 +49,7 @@ class Fisher(ProblemOperator):
     Example:
         >>> model = nn.Linear(3, 2)
         >>> problem = Problem(model, nn.CrossEntropyLoss(), [(torch.randn(8, 3), torch.randint(2, (8,)))])
-        >>> v = torch.ones(8)
+        >>> v = torch.arange(8.0)
         >>> sampled = Fisher(problem, kind="mc", samples=64).quadratic(v)
         >>> abs(sampled.value - Fisher(problem).quadratic(v).value) < 5 * sampled.stderr
         True

@@ -35,7 +35,8 @@ class Grouped(LinearOperator):
     weights, and w_g is its share of the whole weight.
 
     Cost: a forward pass over the data, twice, to weigh the groups and to check that they add up. A product with one vector takes
-    one product over the whole data, for all groups together: each sample lies in one of them.
+    one product over the whole data, for all groups together, as each sample lies in one of them, and the overhead of as many
+    small ones: twice a product of the whole for ten classes of digits and 85,000 parameters on a CPU.
 
     Args:
         problem: the whole; its samples must not be coupled.
