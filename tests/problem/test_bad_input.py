@@ -323,6 +323,12 @@ def test_what_a_ggn_needs() -> None:
         GGN(found) @ torch.ones(found.n)
 
 
+def test_an_output_without_a_loss() -> None:
+    found = Problem.from_loss(linear(), lambda model, b: SimpleNamespace(loss=None, logits=model(b[0])), [batch()])
+    with pytest.raises(ProblemError, match=r"found SimpleNamespace whose loss is None.*Put labels into the batch"):
+        found.loss()
+
+
 def test_one_misspelt_glob_of_several() -> None:
     with pytest.raises(
         ParameterError, match=r"Every pattern of params=\['w\*', 'lyr\*'\] must match .* none for 'lyr\*'"

@@ -172,6 +172,21 @@ def test_a_low_rank_adapter_is_surveyed_without_its_frozen_base() -> None:
     torch.testing.assert_close(Hessian(found) @ v, product, rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_adapters_by_name_are_their_block_whether_the_base_is_frozen_or_not(frozen: bool) -> None:
+    model = nn.Sequential(LowRank(nn.Linear(3, 3)), nn.Tanh(), LowRank(nn.Linear(3, 3))).double()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora" in name or not frozen)
+    adapters = problem("*lora*", model)
+    assert adapters.layout.names == ("0.lora_a", "0.lora_b", "2.lora_a", "2.lora_b")
+    whole = problem(lambda name, parameter: parameter.requires_grad, model)
+    slices = whole.layout.slices
+    where = torch.cat([torch.arange(whole.n)[slices[name]] for name in adapters.layout.names])
+    dense = Hessian(whole).dense()
+    torch.testing.assert_close(Hessian(adapters).dense(), dense[where][:, where], rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(Hessian(whole).block("*lora*").dense(), dense[where][:, where], rtol=1e-10, atol=1e-13)
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [

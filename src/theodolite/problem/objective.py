@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from theodolite.errors import DataError, OperatorError
+from theodolite.errors import DataError, OperatorError, ProblemError
 from theodolite.problem.criteria import OutputLoss, one_number, settings_of, total_and_weight
 from theodolite.problem.data import samples_of, split
 
@@ -100,6 +100,11 @@ class LossObjective(Objective):
         value = self.function(model, batch)
         if isinstance(value, tuple):
             return total_and_weight(value, "the loss function")
+        if getattr(value, "loss", value) is None:
+            raise ProblemError(
+                f"Expected the loss function to return a loss, found {type(value).__name__} whose loss is None, as of a model of "
+                "transformers that was given no labels. Put labels into the batch, or return the loss yourself."
+            )
         loss = one_number(getattr(value, "loss", value), "the loss function")
         weight = _denominator(model, batch)
         return (loss * weight if weight else torch.zeros_like(loss)), weight
