@@ -113,7 +113,7 @@ def test_nonsense_is_refused_with_the_scene() -> None:
         xtrace(Dense(vector(4, columns=3)), products=4)
     with pytest.raises(OperatorError, match=r"takes 4 products or more .*, found products=3"):
         xtrace(A, products=3)
-    with pytest.raises(OperatorError, match=r"no more vectors than 80, .* dense\(\) is exact"):
+    with pytest.raises(OperatorError, match=r"no more vectors than 80, .*dense\(\) is exact"):
         xtrace(A, products=162)
     with pytest.raises(OperatorError, match=r"sketch of 8 vectors .* takes 20 KiB, found memory=1e"):
         xtrace(A, products=16, memory=1000)

@@ -8,10 +8,13 @@ from theodolite.linalg.decomposition import Decomposition, decompose
 from theodolite.linalg.diagonal import DiagonalEstimate, diagonal, xdiag
 from theodolite.linalg.functions import FunctionProduct, funm_multiply
 from theodolite.linalg.integrals import Integral, integrate
+from theodolite.linalg.inverse import Inverse
 from theodolite.linalg.kronecker import Kronecker, RotatedDiagonal
 from theodolite.linalg.lanczos import Eigenpairs, lanczos
+from theodolite.linalg.minres import minres
 from theodolite.linalg.missing import Deflated, misses_eigenvalues
 from theodolite.linalg.operator import LinearOperator
+from theodolite.linalg.preconditioners import SpectralPreconditioner, deflating, nystrom
 from theodolite.linalg.quadrature import Quadrature, slq
 from theodolite.linalg.structured import Congruence, Dense, Diagonal, Identity
 from theodolite.linalg.trace import TraceEstimate, hutchinson, hutchpp
@@ -30,6 +33,7 @@ __all__ = [
     "FunctionProduct",
     "Identity",
     "Integral",
+    "Inverse",
     "Kronecker",
     "LinearOperator",
     "Product",
@@ -38,12 +42,14 @@ __all__ = [
     "Scaled",
     "Share",
     "Solution",
+    "SpectralPreconditioner",
     "Submatrix",
     "Sum",
     "TraceEstimate",
     "cg",
     "cumulative",
     "decompose",
+    "deflating",
     "diagonal",
     "funm_multiply",
     "hutchinson",
@@ -51,7 +57,9 @@ __all__ = [
     "integrate",
     "lanczos",
     "mass",
+    "minres",
     "misses_eigenvalues",
+    "nystrom",
     "slq",
     "xdiag",
     "xnystrace",

@@ -85,14 +85,9 @@ def cg(
         Hestenes, Stiefel (1952), Methods of conjugate gradients for solving linear systems.
         Steihaug (1983), The conjugate gradient method and trust regions in large scale optimization.
     """
-    _refuse_misfits(A, b, tol=tol, x0=x0, preconditioner=preconditioner)
+    refuse_misfits(A, b, tol=tol, x0=x0, preconditioner=preconditioner)
     columns = b.shape[1] if b.ndim == 2 else 1
-    limit = DEFAULT_STEPS * columns if max_products is None else max_products
-    if limit < 2 * columns:
-        raise OperatorError(
-            f"{columns} right-hand sides take at least {2 * columns} products, a step and a check each, "
-            f"found max_products={max_products}."
-        )
+    limit = product_limit(columns, max_products)
     # With ‖b‖ = 1 residuals are relative, and their squares cannot underflow.
     norms = vectors.norm(b).reshape(1, columns)
     scale = torch.where(norms > 0, norms, 1.0).to(b)
@@ -211,12 +206,23 @@ class _Run:
                 self._end([i], f"the preconditioner M is not positive definite, rᵀMr = {square:.3g}")
 
 
-def _refuse_misfits(
+def product_limit(columns: int, max_products: int | None) -> int:
+    """How many products there may be, enough for a step and a check of each right-hand side."""
+    limit = DEFAULT_STEPS * columns if max_products is None else max_products
+    if limit < 2 * columns:
+        raise OperatorError(
+            f"{columns} right-hand sides take at least {2 * columns} products, a step and a check each, "
+            f"found max_products={max_products}."
+        )
+    return limit
+
+
+def refuse_misfits(
     A: LinearOperator, b: Tensor, *, tol: float, x0: Tensor | None, preconditioner: LinearOperator | None
 ) -> None:
-    """Raise if the system cannot be solved by conjugate gradients."""
+    """Raise if the system cannot be solved with a symmetric solver."""
     if not A.symmetric:
-        raise OperatorError(f"Conjugate gradients need a symmetric operator, {A!r} does not claim to be.")
+        raise OperatorError(f"The solvers need a symmetric operator, {A!r} does not claim to be.")
     if preconditioner is not None and (preconditioner.shape != A.shape or not preconditioner.symmetric):
         raise OperatorError(f"The preconditioner of {A!r} is symmetric and of its shape, found {preconditioner!r}.")
     if not tol > 0:
