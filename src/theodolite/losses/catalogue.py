@@ -74,8 +74,8 @@ cross-entropy ; −log p_y ; classification ; [0, ∞) ; posterior ; √2 ; cros
 focal ; −(1 − p_y)^γ log p_y ; classification ; [0, ∞) ; flatter than the posterior ; finite ; focal
 hinge ; [1 − yf]_+ ; classification ; [0, ∞) ; Bayes sign ; 1 ; hinge
 squared hinge ; [1 − yf]_+² ; classification ; [0, ∞) ; 2η − 1 ; ∞ ; hinge
-multi-class hinge ; [1 − z_y + max_{k≠y} z_k]_+ ; classification ; [0, ∞) ; Bayes class where it has half ; √2 ; crammer_singer
-summed multi-class hinge ; mean_k [1 − z_y + z_k]_+ ; classification ; [0, ∞) ; Bayes class where it has half ; √2 ; multi_margin_loss
+multi-class hinge ; [1 − z_y + max_{k≠y} z_k]_+ ; classification ; [0, ∞) ; Bayes class at half ; √2 ; crammer_singer
+summed multi-class hinge ; mean_k [1 − z_y + z_k]_+ ; classification ; [0, ∞) ; Bayes class at half ; √2 ; multi_margin_loss
 KL divergence ; Σ q log(q/p) ; classification ; [0, ∞) ; p = q ; √2 in logits ; kl_div
 Dice ; 1 − 2Σpy/(Σp + Σy) ; segmentation ; [0, 1] ; label ; finite ; dice
 Tversky ; 1 − TP/(TP + αFP + βFN) ; segmentation ; [0, 1] ; label ; finite ; tversky

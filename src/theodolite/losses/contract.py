@@ -89,8 +89,9 @@ def reduce_rows(
         return kept.reshape(shape)
     if reduction == "sum":
         return kept.sum()
-    shares = valid.to(kept.dtype) if weight is None else torch.where(valid, weight.to(kept.dtype)[classes], 0.0)
-    return mean_over(kept.sum(), shares.sum())
+    if weight is None:
+        return kept.sum() / valid.sum().clamp(min=1)
+    return mean_over(kept.sum(), torch.where(valid, weight.to(kept.dtype)[classes], 0.0).sum())
 
 
 def row_scales(

@@ -40,10 +40,14 @@ def kd(
     References:
         Hinton et al. 2015, "Distilling the Knowledge in a Neural Network".
     """
-    log_s = F.log_softmax(widened(student) / temperature, 1)
-    log_t = F.log_softmax(widened(teacher).detach() / temperature, 1)
-    divergence = F.kl_div(log_s, log_t, log_target=True, reduction="none").sum(1)
-    return reduced(temperature**2 * divergence, reduction)
+    log_s, log_t = _log_softmax(student, temperature), _log_softmax(teacher.detach(), temperature)
+    divergence = torch.linalg.vecdot(log_t.exp(), log_t - log_s)
+    return temperature**2 * reduced(divergence, reduction)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    rows = widened(logits)
+    return F.log_softmax(rows if temperature == 1 else rows / temperature, 1)
 
 
 KDLoss = module_of(kd, "KDLoss")

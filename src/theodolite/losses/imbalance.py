@@ -206,7 +206,7 @@ def _rescaled(logits: Tensor, counts: Tensor, gamma: float, tau: float) -> tuple
     counted = counts.to(logits.dtype)
     delta = ((counted / counted.max()) ** gamma).reshape(-1, *[1] * (logits.ndim - 2))
     offset = (tau * torch.log(counted / counted.sum())).reshape(delta.shape)
-    return delta * logits + offset, delta
+    return torch.addcmul(offset, delta, logits), delta
 
 
 VSLoss = module_of(vs_loss, "VSLoss")

@@ -120,9 +120,12 @@ def ldr_kl(
     """
 
     def values(rows: Tensor, classes: Tensor) -> Tensor:
-        if margin or normalize:
-            return lam * (torch.logsumexp(_gaps(rows, classes, margin, normalize) / lam, 1) - math.log(rows.shape[1]))
-        return lam * (F.cross_entropy(rows / lam, classes, reduction="none") - math.log(rows.shape[1]))
+        if normalize:
+            rows = _of_unit_size(rows)
+        if margin:  # z − ce has the gaps δ
+            rows = rows.scatter_add(1, classes[:, None], rows.new_tensor(-margin).expand(len(rows), 1))
+        worst = F.cross_entropy(rows if lam == 1 else rows / lam, classes, reduction="none") - math.log(rows.shape[1])
+        return worst if lam == 1 else lam * worst
 
     return over_classes(values, logits, target, weight=weight, ignore_index=ignore_index, reduction=reduction)
 
@@ -143,9 +146,13 @@ def ldr_kl_hess(
     return OutputHessian(q / lam, q[:, None], torch.full_like(q[:, :1], -1 / lam))
 
 
+def _of_unit_size(rows: Tensor) -> Tensor:
+    return rows / rows.abs().mean(1, keepdim=True).clamp(min=1e-12)
+
+
 def _gaps(rows: Tensor, classes: Tensor, margin: float, normalize: bool) -> Tensor:
     if normalize:
-        rows = rows / rows.abs().mean(1, keepdim=True).clamp(min=1e-12)
+        rows = _of_unit_size(rows)
     gaps = rows - rows.gather(1, classes[:, None]) + margin
     return gaps.scatter(1, classes[:, None], 0.0)
 

@@ -44,8 +44,10 @@ def sigmoid_focal(
         Lin et al. 2017, "Focal Loss for Dense Object Detection".
     """
     z, y = widened(logits), widened(labels)
-    wrong = y * torch.sigmoid(-z) + (1 - y) * torch.sigmoid(z)
-    values = wrong.clamp(min=1e-12) ** gamma * F.binary_cross_entropy_with_logits(z, y, reduction="none")
+    values = F.binary_cross_entropy_with_logits(z, y, reduction="none")
+    if gamma != 0:
+        wrong = y * torch.sigmoid(-z) + (1 - y) * torch.sigmoid(z)
+        values = wrong.clamp(min=1e-12) ** gamma * values
     return reduced(values if alpha is None else values * (alpha * y + (1 - alpha) * (1 - y)), reduction)
 
 
@@ -229,12 +231,15 @@ def macro_auc_univariate(
         Wu et al. 2023, "Towards Understanding Generalization of Macro-AUC in Multi-label Learning".
     """
     z, y = widened(scores), widened(labels)
+    # φ(yf), y = ±1; the logistic one is binary cross-entropy, which torch has in one pass
+    logits = surrogate is logistic
+    values = F.binary_cross_entropy_with_logits(z, y, reduction="none") if logits else surrogate((2 * y - 1) * z)
     if not reweighted:
-        return surrogate((2 * y - 1) * z).mean()
+        return values.mean()
     positives, negatives = y.sum(0), (1 - y).sum(0)
     both = (positives > 0) & (negatives > 0)
-    up = (y * surrogate(z)).sum(0) / positives.clamp(min=1)
-    down = ((1 - y) * surrogate(-z)).sum(0) / negatives.clamp(min=1)
+    up = torch.linalg.vecdot(y, values, dim=0) / positives.clamp(min=1)
+    down = torch.linalg.vecdot(1 - y, values, dim=0) / negatives.clamp(min=1)
     return mean_over(torch.where(both, up + down, 0.0).sum(), both.sum().to(z.dtype))
 
 

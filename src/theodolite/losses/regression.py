@@ -65,8 +65,8 @@ def quantile(
     References:
         Koenker and Bassett 1978, "Regression Quantiles".
     """
-    error = widened(target) - widened(prediction)
-    return reduced((q - 0.5) * error + 0.5 * error.abs(), reduction)
+    # (1 − q) times a leaky rectifier of −e: one pass over the elements
+    return (1 - q) * reduced(F.leaky_relu(widened(prediction) - widened(target), -q / (1 - q)), reduction)
 
 
 QuantileLoss = module_of(quantile, "QuantileLoss")
@@ -121,7 +121,8 @@ def squared_log_error(
     References:
         Terven et al. 2023, "Loss Functions and Metrics in Deep Learning".
     """
-    return reduced((torch.log1p(widened(prediction)) - torch.log1p(widened(target))).square(), reduction)
+    squares = F.mse_loss(torch.log1p(widened(prediction)), torch.log1p(widened(target)), reduction="none")
+    return reduced(squares, reduction)
 
 
 SquaredLogErrorLoss = module_of(squared_log_error, "SquaredLogErrorLoss")
@@ -183,7 +184,7 @@ def root_mean_square(
         Terven et al. 2023, "Loss Functions and Metrics in Deep Learning".
     """
     x, y = widened(prediction), widened(target)
-    root = safe_sqrt((x - y).square().mean())
+    root = safe_sqrt(F.mse_loss(x, y))
     if normalizer == "range":
         return root / (y.max() - y.min())
     if normalizer == "mean":

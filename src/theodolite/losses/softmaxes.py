@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from theodolite.losses.contract import Reduction, over_classes, reduced, widened
 from theodolite.losses.hessian import OutputHessian
@@ -238,7 +239,9 @@ def sparse_softmax_ce(
     """
 
     def values(rows: Tensor, classes: Tensor) -> Tensor:
-        top = rows.topk(min(k, rows.shape[1]), dim=1).values
+        if k >= rows.shape[1]:
+            return F.cross_entropy(rows, classes, reduction="none")
+        top = rows.topk(k, dim=1).values
         return torch.logsumexp(top, 1) - rows.gather(1, classes[:, None])[:, 0]
 
     return over_classes(values, logits, target, weight=weight, ignore_index=ignore_index, reduction=reduction)
@@ -253,9 +256,10 @@ def sparse_softmax_ce_grad(
 
 
 def sparse_softmax_ce_hess(logits: Float[Tensor, "n c"], target: Int[Tensor, " n"], *, k: int = 20) -> OutputHessian:
-    """Return diag p − ppᵀ of the top-k softmax for each sample."""
-    p = _top_softmax(logits, k)
-    return OutputHessian(p, p[:, None], -torch.ones_like(p[:, :1]))
+    """Return diag p − ppᵀ of the top-k softmax for each sample, over the k classes alone."""
+    top = logits.topk(min(k, logits.shape[1]), dim=1)
+    p = torch.softmax(top.values, 1)
+    return OutputHessian(p, p[:, None], -torch.ones_like(p[:, :1]), logits.shape[1], top.indices)
 
 
 def _top_softmax(logits: Tensor, k: int) -> Tensor:
