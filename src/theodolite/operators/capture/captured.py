@@ -1,158 +1,192 @@
-"""A forward pass with its sites, differentiated as often as wanted."""
+"""Per-sample gradients of every parameter in factored form, from one forward pass and one backward pass for each cotangent."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable
 
-import torch
-import torch.utils.checkpoint
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch import Tensor
 
-from theodolite.errors import OperatorError
-from theodolite.operators.capture.interception import Recorder
-from theodolite.operators.capture.layouts import Layout
-from theodolite.operators.capture.origins import sources, uses_of
+from theodolite.errors import DataError
+from theodolite.operators.capture.combined import combined
+from theodolite.operators.capture.fallback import one_by_one
+from theodolite.operators.capture.learning import Known, layouts_of
+from theodolite.operators.capture.passes import Pass, forward
 from theodolite.operators.capture.site import Site
 from theodolite.operators.capture.use import Use
+from theodolite.operators.covariance import refuse_coupled_samples
 from theodolite.problem import Chunk, Point, Problem
-from theodolite.problem.data import tensors_of
-from theodolite.problem.objective import CriterionObjective, pair
-
-# First derivatives exist for every attention kernel, and the fused ones are faster.
-ANY_ATTENTION = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-]
+from theodolite.problem.data import samples_of
 
 
-@dataclass(eq=False)
-class Pass:
-    """What one forward pass left: loss, outputs, and the sites where parameters met data.
+def capture(problem: Problem, chunk: Chunk, point: Point | None = None) -> Captured:
+    """Run the model on a chunk of data, ready to give per-sample gradients of the loss or of any function of the outputs.
+
+    The model is not changed: operations are intercepted where parameters meet data. What is not covered exactly goes through
+    a backward pass for each sample.
+
+    Cost: a forward pass; once for each shape of batch, two more backward passes and two samples alone.
 
     Args:
-        total: the summed loss.
-        weight: what it is divided by.
-        outputs: what the criterion takes, None for a loss function of model and batch.
-        recorder: the sites.
-        point: parameters, whose leaves the sites were cut from.
+        problem: what to differentiate.
+        chunk: from ``problem.chunks()``.
+        point: parameters and buffers; those of the model by default.
+
+    Raises:
+        OperatorError: per-sample gradients are not defined, because something couples the samples.
+        DataError: the first dimension of the inputs does not count samples.
+
+    Example:
+        >>> import torch
+        >>> batch = torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1])
+        >>> problem = Problem(torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss(), [batch])
+        >>> captured = capture(problem, next(problem.chunks()))
+        >>> [(use.parameter, use.kind) for use in captured.uses()]
+        [('weight', 'linear'), ('bias', 'shift')]
+    """
+    refuse_coupled_samples(problem)
+    _refuse_other_orders(chunk)
+    point = problem.point() if point is None else point
+    with problem.session():
+        run = forward(problem, chunk, point)
+        known = layouts_of(run)
+    return Captured(run, known)
+
+
+class Captured:
+    """A forward pass whose per-sample gradients can be had for several cotangents.
+
+    Args:
+        run: the forward pass.
+        known: where the samples lie at every site.
     """
 
-    problem: Problem
-    chunk: Chunk
-    point: Point
-    total: Float[Tensor, ""]
-    weight: float
-    outputs: Tensor | None
-    recorder: Recorder
+    def __init__(self, run: Pass, known: Known) -> None:
+        self._run = run
+        self._known = known
 
     @property
-    def sites(self) -> list[Site]:
-        """Operations that read parameters and data, in the order of the forward pass."""
-        return self.recorder.sites
+    def problem(self) -> Problem:
+        """What is differentiated."""
+        return self._run.problem
 
     @property
-    def parameters(self) -> dict[str, Tensor]:
-        """The selected parameters by name."""
-        return dict(zip(self.problem.layout.names, self.point.leaves, strict=True))
+    def chunk(self) -> Chunk:
+        """The samples."""
+        return self._run.chunk
 
-    def differentiate(
-        self, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool, root: Site | None = None
-    ) -> tuple[str, ...]:
-        """One backward pass; ``take`` gets every site with the gradient of its output as soon as it is known.
+    @property
+    def point(self) -> Point:
+        """Where."""
+        return self._run.point
+
+    @property
+    def known(self) -> Known:
+        """What was learnt about batches of this shape, shared between passes."""
+        return self._known
+
+    @property
+    def sites(self) -> Counter[str]:
+        """At how many operations each parameter is read."""
+        return Counter(name for site in self._run.sites for name in self._run.behind(site))
+
+    @property
+    def samples(self) -> int:
+        """Samples in the chunk."""
+        return self._run.chunk.samples
+
+    @property
+    def outputs(self) -> Tensor | None:
+        """What the model returned, None for a problem made by ``Problem.from_loss``."""
+        return None if self._run.outputs is None else self._run.outputs.detach()
+
+    @property
+    def total(self) -> float:
+        """The summed loss of the chunk."""
+        return float(self._run.total.detach())
+
+    @property
+    def weight(self) -> float:
+        """What the summed loss is divided by."""
+        return self._run.weight
+
+    @property
+    def deviation(self) -> float:
+        """Largest relative difference between a sample in the batch and alone, at any operation."""
+        return self._known.deviation
+
+    def uses(self, cotangent: Float[Tensor, "b *outputs"] | None = None, *, retain: bool = True) -> list[Use]:
+        """Every operation's part in the per-sample gradients; a parameter used several times occurs several times.
+
+        Cost: a backward pass without weight gradients.
 
         Args:
-            cotangent: gradient of the outputs to start from; None starts from the loss.
-            take: what to do with the gradients.
-            retain: whether to keep the graph for another pass.
-            root: start from the output of this site, with ``cotangent`` there.
+            cotangent: gradient of the outputs to start from, in their shape; None starts from the summed loss of the chunk.
+            retain: whether to keep the graph for another call.
 
         Returns:
-            Names of the parameters that are reached outside the sites as well.
+            Uses in the order of the forward pass; those from the fallback last, with ``kind="fallback"``.
         """
-        if root is not None:
-            return self._backward(root.edge, cotangent, take, retain=retain)
-        start = self.total if cotangent is None else self.outputs
-        if start is None:
-            raise OperatorError(
-                "Expected a problem with outputs, which a cotangent can be given for; found one made by Problem.from_loss. "
-                "Use Problem(model, criterion, batches), or cotangent=None for the loss."
-            )
-        return self._backward(start, cotangent, take, retain=retain) if start.requires_grad else ()
+        found: list[Use] = []
+        missed = self.differentiate(cotangent, found.extend, retain=retain)
+        kept = sorted((use for use in found if use.parameter not in missed), key=lambda use: use.site)
+        return kept + self.fallback(missed, cotangent)
 
-    def _backward(
-        self, start: Any, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool
+    def merged(
+        self, cotangent: Float[Tensor, "b *outputs"] | None = None, *, retain: bool = True
+    ) -> dict[str, list[Use]]:
+        """For every parameter its uses with disjoint blocks, so that their Gram matrices and squared norms add up.
+
+        Parameters that no gradient reaches are left out.
+        """
+        found: dict[str, list[Use]] = {}
+        for use in self.uses(cotangent, retain=retain):
+            found.setdefault(use.parameter, []).append(use)
+        return {name: combined(found[name]) for name in self._run.problem.layout.names if name in found}
+
+    def differentiate(
+        self, cotangent: Tensor | None, take: Callable[[list[Use]], None], *, retain: bool
     ) -> tuple[str, ...]:
-        edges = [site.edge for site in self.sites if site.first]
-        self.recorder.delivery.listener = lambda index, gradient: take(self.sites[index], gradient)
-        try:
-            found = torch.autograd.grad(
-                [start], [*edges, *self.point.leaves], [cotangent], retain_graph=retain, allow_unused=True
-            )
-        finally:
-            self.recorder.delivery.listener = None
-        left = zip(self.problem.layout.names, found[len(edges) :], strict=True)
-        return tuple(name for name, gradient in left if gradient is not None)
+        """One backward pass that hands over the uses of every site as soon as they are known.
 
-    def behind(self, site: Site) -> set[str]:
-        """Names of the parameters that a site reads, also through what was computed from them."""
-        return {name for operand in site.operands for name in sources(operand.tensor, self.parameters)}
+        Returns:
+            Names of the parameters whose uses are not all of their gradient, for the fallback.
+        """
+        run, lost = self._run, self._known.lost
 
-    def uses(self, site: Site, gradient: Tensor, layout: Layout) -> list[Use]:
-        """The uses of parameters at a site."""
-        parameters = self.parameters
-        return [use for operand in site.operands for use in uses_of(operand, site.index, gradient, layout, parameters)]
+        def receive(site: Site, gradient: Tensor) -> None:
+            layout = self._known.layouts.get(site.key)
+            if layout is None:
+                late.update(run.behind(site))
+                return
+            take([use for use in run.uses(site, gradient, layout) if use.parameter not in lost])
 
+        late: set[str] = set()
+        missed = run.problem.call(
+            lambda _: run.differentiate(cotangent, receive, retain=retain), run.point, chunk=run.chunk.index
+        )
+        # Remembered, so that a pass that hands over uses for good knows what to leave out from the start.
+        lost.update(late, missed)
+        return tuple(name for name in run.problem.layout.names if name in lost)
 
-def forward(problem: Problem, chunk: Chunk, point: Point) -> Pass:
-    """Run the model on a chunk and record where parameters meet data."""
-
-    def run(model: nn.Module) -> Pass:
-        recorder = Recorder(dict(zip(problem.layout.names, point.leaves, strict=True)), tensors_of(chunk.batch))
-        outputs = None
-        with sdpa_kernel(ANY_ATTENTION), plain_checkpoints(), recorder:
-            objective = problem.objective
-            if isinstance(objective, CriterionObjective):
-                found = objective.outputs(model, chunk.batch)
-                total, weight = objective.loss.evaluate(found, pair(chunk.batch)[1])
-                outputs = found if isinstance(found, Tensor) else getattr(found, "logits", None)
-            else:
-                total, weight = objective.evaluate(model, chunk.batch)
-        return Pass(problem, chunk, point, total, weight, outputs, recorder)
-
-    return problem.call(run, point, chunk=chunk.index)
+    def fallback(self, names: tuple[str, ...], cotangent: Tensor | None = None) -> list[Use]:
+        """Per-sample gradients of some parameters, one sample after the other."""
+        if not names:
+            return []
+        run = self._run
+        return one_by_one(run.problem, run.chunk, run.point, names, cotangent=cotangent)
 
 
-@contextmanager
-def plain_checkpoints() -> Iterator[None]:
-    """Run activation checkpoints as if they were not there.
+def _refuse_other_orders(chunk: Chunk) -> None:
+    """Check that inputs and targets count samples alike, in their first dimension.
 
-    Under reentrant ones operations have no gradients, and what others compute again in the backward pass must be what was
-    computed in the forward pass, where recurrent layers go step by step. The inputs of operations are kept in any case.
+    Raises:
+        DataError: they do not.
     """
-    module: Any = torch.utils.checkpoint
-    before = module.CheckpointFunction, module._checkpoint_without_reentrant_generator
-    module.CheckpointFunction, module._checkpoint_without_reentrant_generator = _Plain, _nothing
-    try:
-        yield
-    finally:
-        module.CheckpointFunction, module._checkpoint_without_reentrant_generator = before
-
-
-class _Plain:
-    """Stands in for torch's reentrant checkpoint."""
-
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
-        return function(*args)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> Iterator[None]:
-    """Stands in for what torch does before and after the forward pass of a checkpoint that is not reentrant."""
-    yield
+    found = samples_of(chunk.batch)
+    if found != chunk.samples:
+        raise DataError(
+            f"Expected batches with samples first in every tensor, found inputs with a first dimension of {found} and targets "
+            f"of {chunk.samples} samples. Turn the inputs in the batch, and back in the model's forward."
+        )

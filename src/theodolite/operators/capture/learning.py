@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from theodolite.operators.capture.captured import Pass, forward
 from theodolite.operators.capture.layouts import AxisLayout, Layout, RowLayout, candidates
+from theodolite.operators.capture.passes import Pass, forward
 from theodolite.operators.capture.site import Site
 from theodolite.problem import Chunk, Problem
 from theodolite.problem.data import split
