@@ -79,7 +79,10 @@ def test_one_uniform_probe_knows_its_error():
     spread = np.std([each.value for each in found])
     assert np.sqrt(np.mean([each.stderr**2 for each in found])) == pytest.approx(spread, rel=0.06)
     assert np.mean([each.value for each in found]) == pytest.approx(np.tanh(values).sum(), abs=4 * spread / 63)
-    assert found[0].degrees is None
+    # Satterthwaite: the spread of the stated variances is that of as many degrees of freedom.
+    variances = np.array([each.stderr**2 for each in found])
+    degrees = np.median([each.degrees for each in found])
+    assert degrees == pytest.approx(2 * variances.mean() ** 2 / variances.var(), rel=0.35)
 
 
 def test_known_eigenvalues_leave_the_error_of_the_rest():

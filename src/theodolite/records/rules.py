@@ -43,8 +43,17 @@ class Rules:
         return mean, self._error_of_one(values), None
 
     def mean(self, values: Float[np.ndarray, "m s"]) -> Estimate:
-        """The same for one function."""
+        """The same for one function.
+
+        The variance that a single probe estimates is uncertain itself: in Satterthwaite's sense it has N/(κ − 1) degrees of
+        freedom, with the kurtosis κ of the values.
+
+        References:
+            Satterthwaite, "An approximate distribution of estimates of variance components" (1946).
+        """
         mean, error, degrees = self.average(values)
+        if len(values) == 1 and self.uniform:
+            degrees = self._degrees_of_one(values[0])
         return Estimate(float(mean), float(error), degrees)
 
     def ratio(self, above: Float[np.ndarray, "m s"], below: Float[np.ndarray, "m s"]) -> Estimate:
@@ -55,13 +64,26 @@ class Rules:
         return Estimate(ratio, error.stderr, error.degrees)
 
     def blur(self, threshold: float) -> float:
-        """Standard error of the weight below a threshold that the distance of the nodes leaves, known eigenvalues apart."""
+        """Standard error of the weight below a threshold that the distance of the nodes leaves, known eigenvalues apart.
+
+        Where the density is smooth, half of a node's weight lies on each side of it, so that counting whole nodes errs
+        uniformly between minus half the weight of the node below and half that of the node above.
+        """
         widths = []
         for nodes, weights in zip(self.nodes[:, self.known :], self.weights[:, self.known :], strict=True):
             below, above = nodes[nodes < threshold], nodes[nodes >= threshold]
             if below.size and above.size:
                 widths.append(weights[(nodes == below.max()) | (nodes == above.min())].sum())
-        return float(np.sqrt(np.square(widths).sum() / 12) / len(self.nodes)) if widths else 0.0
+        return float(np.sqrt(np.square(widths).sum() / 48) / len(self.nodes)) if widths else 0.0
+
+    def _degrees_of_one(self, values: Float[np.ndarray, " s"]) -> int | None:
+        rest, weights, sampled = self.size - self.known, self.weights[0, self.known :], values[self.known :]
+        if rest < 1 or not weights.sum() > 0:
+            return None
+        weights = weights / weights.sum()
+        square, fourth = ((weights * (sampled - weights @ sampled) ** p).sum() for p in (2, 4))
+        excess = fourth - square**2
+        return max(1, int(min(rest * square**2 / excess, 1e9))) if excess > 0 and np.isfinite(excess) else None
 
     def _error_of_one(self, values: Float[np.ndarray, "1 s *g"]) -> Float[np.ndarray, "*g"]:
         rest = self.size - self.known

@@ -49,8 +49,8 @@ class Spectral(ABC):
     def mass(self, lower: float, upper: float) -> Estimate:
         """Share of the eigenvalues with lower ≤ λ < upper.
 
-        A rule knows the weight below a threshold to within that of the two nodes beside it, whatever the spectrum is; a
-        uniform error of that width is added in squares to that of the probes.
+        A rule knows the weight below a threshold to within that of the two nodes beside it, whatever the spectrum is; the
+        error of a smooth one is added in squares to that of the probes.
 
         Raises:
             ValueError: lower is above upper.
