@@ -17,10 +17,10 @@ the gradients of the outputs; embeddings are ``Lookup`` with ``ids (b, t)`` and 
 Gradients are those of each sample's part of the summed loss: nothing is divided by weights.
 """
 
+from theodolite.operators.capture.captured import Captured, capture
 from theodolite.operators.capture.factored import Factored
 from theodolite.operators.capture.gram import SampleGram, sample_gram
 from theodolite.operators.capture.lookup import Lookup
-from theodolite.operators.capture.passes import Captured, capture
 from theodolite.operators.capture.rows import Rows
 from theodolite.operators.capture.use import Block, Use
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from theodolite.errors import OperatorError
+from theodolite.operators.capture.captured import Captured
 from theodolite.operators.capture.learning import tolerance_of
-from theodolite.operators.capture.passes import Captured, plain_checkpoints
+from theodolite.operators.capture.passes import plain_checkpoints
 from theodolite.operators.capture.tally import Reading
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.data import split

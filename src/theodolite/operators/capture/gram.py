@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from theodolite.operators.capture.captured import Captured, capture
 from theodolite.operators.capture.checks import check
 from theodolite.operators.capture.combined import combined
-from theodolite.operators.capture.passes import Captured, capture
 from theodolite.operators.capture.tally import Reading, Tally
 from theodolite.operators.capture.use import Use
 from theodolite.problem import Chunk, Point, Problem
