@@ -16,11 +16,13 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from theodolite.errors import (
     DataError,
+    DerivativeError,
     NonFiniteError,
     NotDeterministicError,
     OperatorError,
     ParameterError,
     ProblemError,
+    TheodoliteWarning,
 )
 from theodolite.operators import GGN, GradientCovariance, Hessian
 from theodolite.problem import Problem
@@ -321,6 +323,51 @@ def test_what_a_ggn_needs() -> None:
     assert found.loss() > 0
     with pytest.raises(OperatorError, match=r"a tensor or an output with .logits, found SimpleNamespace"):
         GGN(found) @ torch.ones(found.n)
+
+
+class Sequences(nn.Module):
+    """Log-probabilities of four symbols at five times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).log_softmax(-1)
+
+
+def alignment(outputs: Tensor, targets: Tensor) -> Tensor:
+    """CTC, whose backward torch does not differentiate."""
+    samples, times, _ = outputs.shape
+    lengths = torch.full((samples,), times), torch.full((samples,), targets.shape[1])
+    return F.ctc_loss(outputs.transpose(0, 1), targets, *lengths, reduction="sum") / samples
+
+
+@pytest.mark.parametrize("operator", [Hessian, GGN, GradientCovariance])
+def test_a_criterion_without_a_second_derivative(operator: type) -> None:
+    data = [(torch.randn(6, 5, 3), torch.randint(1, 4, (6, 2)))]
+    found = problem(data, Sequences(), alignment, engine="retained")
+    assert found.gradient().isfinite().all()
+    with pytest.raises(
+        DerivativeError, match=r"model and criterion to be twice differentiable.*ctc_loss.*or take another criterion"
+    ):
+        operator(found) @ torch.ones(found.n)
+
+
+def test_a_criterion_without_a_second_derivative_is_surveyed_by_differences_with_a_warning() -> None:
+    data = [(torch.randn(6, 5, 3), torch.randint(1, 4, (6, 2)))]
+    H = Hessian(problem(data, Sequences(), alignment))
+    with pytest.warns(TheodoliteWarning, match=r"Hessian by central differences of the gradient.*ctc_loss"):
+        H @ torch.ones(H.shape[0])
+    assert H.engine == "central differences of the gradient"
+
+
+def test_a_product_that_overflows() -> None:
+    found = problem([(torch.ones(2, 3), torch.zeros(2, 2))], criterion=nn.MSELoss())
+    with pytest.raises(
+        NonFiniteError, match=r"finite product of hessian and vector, found 8 of 8 entries.*torch.float64"
+    ):
+        Hessian(found) @ torch.tensor([3e38] * 6 + [0.0] * 2)
 
 
 def test_an_output_without_a_loss() -> None:

@@ -270,9 +270,9 @@ def missing_derivative(error: BaseException, *, by_difference: bool = True) -> D
     """
     engine = "Use engine='difference' (central differences of the gradient, which also see kinks), or replace"
     return DerivativeError(
-        f"Expected every operation of the model to be twice differentiable, found one that is not: {error}. "
+        f"Expected every operation of model and criterion to be twice differentiable, found one that is not: {error}. "
         f"{engine if by_difference else 'Replace'} that layer "
-        "(nn.EmbeddingBag by nn.Embedding and a mean, a fused kernel by plain torch operations)."
+        "(nn.EmbeddingBag by nn.Embedding and a mean, a fused kernel by plain torch operations), or take another criterion."
     )
 
 
