@@ -19,11 +19,13 @@ from theodolite.records.outliers import Outliers
 from theodolite.records.reading import read
 from theodolite.records.record import Record
 from theodolite.records.sharpness import Sharpness
+from theodolite.records.smoothness import Smoothness
 from theodolite.records.spectrum import Spectrum
 from theodolite.records.stability import Stability
 from theodolite.records.trace import Trace
 from theodolite.records.tracking import Tracking
 from theodolite.records.training import Event, Scalars, Snapshot
+from theodolite.records.transfer import Transfer
 from theodolite.records.tuning import Tuning
 
 __all__ = [
@@ -47,11 +49,13 @@ __all__ = [
     "Record",
     "Scalars",
     "Sharpness",
+    "Smoothness",
     "Snapshot",
     "Spectrum",
     "Stability",
     "Trace",
     "Tracking",
+    "Transfer",
     "Tuning",
     "differences",
     "read",
