@@ -3,16 +3,20 @@
 from theodolite.measures.alignment import alignment
 from theodolite.measures.batch_size import batch_sharpness, scale_learning_rate
 from theodolite.measures.classwise import classwise
+from theodolite.measures.coherence import coherence
 from theodolite.measures.curvature import spectrum
 from theodolite.measures.directional import directional
 from theodolite.measures.flow_sharpness import flow_sharpness, scalar_flow_sharpness
 from theodolite.measures.gradients import gradients
 from theodolite.measures.influence import influence
+from theodolite.measures.logit_sharpness import logit_sharpness
 from theodolite.measures.outliers import outliers
 from theodolite.measures.probing import density, trace
 from theodolite.measures.sharpness import sharpness
+from theodolite.measures.smoothness import smoothness
 from theodolite.measures.stability import stability
 from theodolite.measures.tracking import track
+from theodolite.measures.transfer import transfer
 from theodolite.measures.tuning import tuning
 from theodolite.measures.updates import next_update
 
@@ -20,19 +24,23 @@ __all__ = [
     "alignment",
     "batch_sharpness",
     "classwise",
+    "coherence",
     "density",
     "directional",
     "flow_sharpness",
     "gradients",
     "influence",
+    "logit_sharpness",
     "next_update",
     "outliers",
     "scalar_flow_sharpness",
     "scale_learning_rate",
     "sharpness",
+    "smoothness",
     "spectrum",
     "stability",
     "trace",
     "track",
+    "transfer",
     "tuning",
 ]
