@@ -1,6 +1,7 @@
 """Matrix-free linear algebra: knows matvecs, never models."""
 
 from theodolite.linalg.bands import Share, cumulative, mass
+from theodolite.linalg.block_lanczos import block_lanczos
 from theodolite.linalg.blocks import BlockDiagonal
 from theodolite.linalg.cg import Solution, cg
 from theodolite.linalg.composites import Compression, Product, Scaled, Submatrix, Sum
@@ -46,6 +47,7 @@ __all__ = [
     "Submatrix",
     "Sum",
     "TraceEstimate",
+    "block_lanczos",
     "cg",
     "cumulative",
     "decompose",

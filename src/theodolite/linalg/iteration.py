@@ -59,11 +59,11 @@ def iterate(
     on_step: Callable[[int, float], None] | None = None,
 ) -> Iteration:
     """Run Lanczos as ``lanczos`` states it, and for at least ``steps`` steps unless the space closes or memory ends."""
-    n = _size_of_sensible(A, k=k, which=which, tol=tol)
+    n = size_of_sensible(A, k=k, which=which, tol=tol)
     limit = max(10 * k + 200, steps) if max_products is None else max_products
     if limit < k:
         raise OperatorError(f"{k} eigenpairs take at least {k} products, found max_products={max_products}.")
-    capacity = _rows_in_memory(A, k, memory)
+    capacity = rows_in_memory(A, k + EXTRA_ROWS, memory)
     # More steps than memory holds refine no quadrature: that of the first space is final at its restart.
     least = min(steps, capacity, limit)
     spans = least == n  # then copies of repeated eigenvalues are all found within the steps
@@ -92,7 +92,7 @@ def iterate(
     return Iteration(krylov=krylov, ritz=ritz, first=first[0], coarse=first[1], settled=settled, restarts=restarts)
 
 
-def _size_of_sensible(A: LinearOperator, *, k: int, which: str, tol: float) -> int:
+def size_of_sensible(A: LinearOperator, *, k: int, which: str, tol: float) -> int:
     """The size of A, if the question can be answered."""
     if not A.symmetric:
         raise OperatorError(
@@ -108,12 +108,13 @@ def _size_of_sensible(A: LinearOperator, *, k: int, which: str, tol: float) -> i
     return n
 
 
-def _rows_in_memory(A: LinearOperator, k: int, memory: int) -> int:
+def rows_in_memory(A: LinearOperator, least: int, memory: int) -> int:
+    """Rows of a basis that fit, and are no fewer than ``least`` or all."""
     n, row = A.shape[0], A.shape[0] * A.dtype.itemsize
-    needed = min(n, k + EXTRA_ROWS)
+    needed = min(n, least)
     if memory < needed * row:
         raise OperatorError(
-            f"{k} eigenpairs of {A!r} need a basis of at least {needed} vectors of {bytes_in_words(row)} each, "
+            f"The eigenpairs asked of {A!r} need a basis of at least {needed} vectors of {bytes_in_words(row)} each, "
             f"{bytes_in_words(needed * row)} in all, found memory={bytes_in_words(memory)}. Raise memory or lower k."
         )
     return min(n, memory // row)
@@ -123,18 +124,22 @@ def _start_vector(A: LinearOperator, start: Tensor | None, probes: Probes) -> Fl
     random = probes.draw(1)[0]
     if start is None:
         return random
+    # Relative to one unit row: the sum of opposite rows may vanish, the random part then starts alone.
+    return checked_start(A, start).to(random).sum(dim=0) + NOVELTY * random / float(vectors.norm(random))
+
+
+def checked_start(A: LinearOperator, start: Float[Tensor, "*j n"]) -> Float[Tensor, "j n"]:
+    """The rows of a warm start with unit length, refused if they make no sense."""
     n = A.shape[0]
     if start.ndim not in (1, 2) or start.shape[-1] != n or start.numel() == 0:
         raise OperatorError(f"start has the shape ({n},) or (j, {n}) for {A!r}, found {tuple(start.shape)}.")
-    rows = start.reshape(-1, n).T.to(random)
-    norms = vectors.norm(rows)
+    rows = start.reshape(-1, n)
+    norms = vectors.norm(rows.T)
     if not bool(torch.isfinite(norms).all()):
         raise NonFiniteError(f"start has NaN or infinite entries; its rows have norms {norms.tolist()}.")
     if float(norms.min()) == 0:
         raise OperatorError(f"start has a row of zeros; its rows have norms {norms.tolist()}.")
-    warm = (rows / norms.to(rows)).sum(dim=1)
-    # Relative to one unit row: the sum of opposite rows may vanish, the random part then starts alone.
-    return warm + NOVELTY * random / float(vectors.norm(random))
+    return rows / norms.to(rows)[:, None]
 
 
 def _check_interval(j: int) -> int:
