@@ -47,6 +47,7 @@ def test_two_ranks_equal_one() -> None:
         assert sum(found["parts"][1:3]) == problem.samples == 20
         assert found["parts"][3] == found["parts"][0]
     assert first["digest"] == second["digest"] != problem.digest()
+    assert (first["monitored"], second["monitored"]) == ([0, 1, 2, 3], [0, 2])  # neither waits for the other
     assert float(second["buffers"][0]) == 0.1  # the model's own statistics are not written to
 
 
@@ -83,6 +84,8 @@ def test_ranks_that_disagree_say_so_and_do_not_hang() -> None:
         )
         expect(said["parameters"], r"RankError: Expected the parameters .* to be equal on all ranks at gradient")
         expect(said["alone"], r"RankError: .*combines what 2 ranks find .* one part alone. Pass group=None")
+        for name in ("rows", "groups"):
+            expect(said[name], r"OperatorError: .*rows of every sample, found it sharded over 2 ranks.*group=None")
         expect(said["synchronised"], r"ProblemError: .*found SyncBatchNorm in mode='train'")
         assert said["after all"] == ""
         assert said["one rank alone"] == ""

@@ -14,8 +14,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from theodolite.measures import density, gradients, spectrum, trace
-from theodolite.operators import GGN, GradientCovariance, Hessian
+from theodolite.monitor import Monitor
+from theodolite.operators import GGN, Fisher, GradientCovariance, Grouped, Hessian, Jacobian
 from theodolite.problem import Problem
+from theodolite.records import Stability, load
 
 Part = Callable[[int], Any]
 TIMEOUT = timedelta(seconds=60)
@@ -105,6 +107,10 @@ def measured(problem: Problem) -> dict[str, Any]:
         product, left_out, weights = A.by_chunk(V)
         found |= {f"{A.name} by chunk": product, f"{A.name} left out": left_out, f"{A.name} weights": weights}
         found[f"{A.name} chunks"] = A.chunks
+    centred = GradientCovariance(problem, centered=True)
+    product, left_out, _ = centred.by_chunk(V)
+    found |= {"fisher @ V": Fisher(problem) @ V, "centred @ V": centred @ V, "centred by chunk": product}
+    found |= {"centred left out": left_out, "form": Fisher(problem).quadratic(V[:, 0]).value}
     found["block @ v"] = (
         Hessian(problem).block("head.*" if "head.weight" in problem.layout.names else "embedding.*") @ V[:28]
     )
@@ -137,7 +143,24 @@ def measure_on(rank: int) -> dict[str, Any]:
     weights = [part.totals()[1].sum() for part in parts[1:3]]
     found["of halves"] = sum(w * part.gradient() for w, part in zip(weights, parts[1:3], strict=True)) / sum(weights)
     found["digest"] = whole.digest()
+    found["monitored"] = monitored(whole, rank)
     return found
+
+
+def monitored(problem: Problem, rank: int) -> list[int]:
+    """Steps of the probes of a data-parallel training whose ranks probe at different times."""
+    wrapped = nn.parallel.DistributedDataParallel(problem.model.train())
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.01)
+    inputs, targets = batches()[rank]
+    with (
+        tempfile.TemporaryDirectory() as log,
+        Monitor(problem, optimizer, log=log, every=1 + rank, budget=None, strict=True),
+    ):
+        for _ in range(4):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(wrapped(inputs), targets).backward()
+            optimizer.step()
+        return [record.step for record in load(log) if isinstance(record, Stability)]
 
 
 def model_size(model: nn.Module) -> int:
@@ -165,6 +188,8 @@ def disagree_on(rank: int) -> dict[str, str]:
     overflowing = Problem(model, Overflows(rank), half)
     said["overflow"] = message_of(overflowing.gradient)
     said["alone"] = message_of(lambda: list(problem.chunks()))
+    said["rows"] = message_of(lambda: Jacobian(problem))
+    said["groups"] = message_of(lambda: Grouped(problem, by=lambda batch: batch[1][:, 0]))
     said["synchronised"] = message_of(synchronised(half).loss)
     said["after all"] = message_of(lambda: Hessian(problem) @ v)
     said["one rank alone"] = message_of(problem_of(model, half, group=None).loss) if rank == 0 else ""
