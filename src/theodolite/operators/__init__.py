@@ -2,22 +2,31 @@
 
 from theodolite.operators.certificate import Certificate
 from theodolite.operators.covariance import GradientCovariance
+from theodolite.operators.diagonal import GGNBlocks, GGNDiagonal, ggn_diagonal
 from theodolite.operators.fisher import Fisher
 from theodolite.operators.ggn import GGN
 from theodolite.operators.grouped import Grouped, problems_by_group
 from theodolite.operators.hessian import Hessian
 from theodolite.operators.input_hessian import InputHessian
 from theodolite.operators.jacobian import Jacobian
+from theodolite.operators.kfac import EKFAC, KFAC
 from theodolite.operators.layer_blocks import LayerBlocks
+from theodolite.operators.low_rank import fisher_spectrum, ggn_spectrum
 from theodolite.operators.mfac import MFAC
+from theodolite.operators.ntk import NTK
 from theodolite.operators.preconditioned import PreconditionedHessian
 from theodolite.operators.problem_operator import ProblemOperator
 
 __all__ = [
+    "EKFAC",
     "GGN",
+    "KFAC",
     "MFAC",
+    "NTK",
     "Certificate",
     "Fisher",
+    "GGNBlocks",
+    "GGNDiagonal",
     "GradientCovariance",
     "Grouped",
     "Hessian",
@@ -26,5 +35,8 @@ __all__ = [
     "LayerBlocks",
     "PreconditionedHessian",
     "ProblemOperator",
+    "fisher_spectrum",
+    "ggn_diagonal",
+    "ggn_spectrum",
     "problems_by_group",
 ]

@@ -17,6 +17,8 @@ from theodolite.problem import Chunk, Problem
 from theodolite.problem.objective import pair, with_outputs
 
 KINDS = ("exact", "mc", "empirical")
+# One backward pass for each entry of the outputs: the rows of the Jacobian.
+JACOBIAN = "jacobian"
 Key = tuple[str, tuple[int, ...], int]
 
 
@@ -49,12 +51,14 @@ class Pullbacks:
 
     Args:
         problem: what to differentiate.
-        kind: ``"exact"`` for the GGN, ``"mc"`` for it in expectation, ``"empirical"`` for the gradient covariance.
+        kind: ``"exact"`` for the GGN, ``"mc"`` for it in expectation, ``"empirical"`` for the gradient covariance, ``"jacobian"``
+            for JᵀJ of the outputs.
         draws: random vectors a sample of ``"mc"``.
         seed: of the random vectors.
 
     Attributes:
         scale: known after a walk.
+        weights: weight of every chunk, known after a walk.
         passes: backward passes over the whole data so far.
 
     Raises:
@@ -62,7 +66,7 @@ class Pullbacks:
     """
 
     def __init__(self, problem: Problem, *, kind: str, draws: int = 1, seed: int = 0) -> None:
-        if kind not in KINDS:
+        if kind not in (*KINDS, JACOBIAN):
             raise OperatorError(f"Expected kind to be one of {', '.join(map(repr, KINDS))}, found {kind!r}.")
         if draws < 1:
             raise OperatorError(f"Expected at least one draw a sample, found draws={draws}.")
@@ -72,11 +76,13 @@ class Pullbacks:
         self.kind = kind
         self.passes = 0.0
         self.scale = float("nan")
+        self.weights: list[float] = []
         self._draws = draws
         self._seed = seed
 
     def __iter__(self) -> Iterator[Pullback]:
-        weights, samples, passes = [], 0, 0
+        weights: list[float] = []
+        samples = passes = 0
         with self.problem.session():
             for chunk in self.problem.chunks():
                 captured = capture(self.problem, chunk)
@@ -86,7 +92,12 @@ class Pullbacks:
                     yield _pullback(chunk, row, captured.uses(cotangent))
                     passes += chunk.samples
         self.passes += passes / max(samples, 1)
-        self.scale = self._scale(self.problem.total_weight(torch.tensor(weights, dtype=torch.float64)), samples)
+        self.weights = weights
+        self.scale = (
+            1.0
+            if self.kind == JACOBIAN
+            else self._scale(self.problem.total_weight(torch.tensor(weights, dtype=torch.float64)), samples)
+        )
 
     def cotangents(self, chunk: Chunk, captured: Captured) -> Iterator[Tensor | None]:
         """Gradients of the outputs that the backward passes of a chunk start from; None for that of the loss."""
@@ -99,18 +110,27 @@ class Pullbacks:
                 "Expected the model to return a tensor or an output with .logits, found neither. Wrap the model so that it "
                 "returns the tensor that the criterion takes."
             )
-        if self.kind == "exact":
+        if self.kind == JACOBIAN:
+            yield from _units(outputs)
+        elif self.kind == "exact":
             yield from curvature_roots(loss, outputs, targets)
-            return
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + chunk.index)
-        for _ in range(self._draws):
-            yield sampled_roots(loss, outputs, targets, generator=generator)
+        else:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + chunk.index)
+            for _ in range(self._draws):
+                yield sampled_roots(loss, outputs, targets, generator=generator)
 
     def _scale(self, weight: float, samples: int) -> float:
         if self.kind == "empirical":
             # Gradients are scaled so that their mean is the gradient of the problem, as in GradientCovariance.
             return samples / weight**2
         return 1.0 / (weight * (self._draws if self.kind == "mc" else 1))
+
+
+def _units(outputs: Tensor) -> Iterator[Tensor]:
+    for entry in range(outputs[0].numel()):
+        unit = torch.zeros_like(outputs).flatten(1)
+        unit[:, entry] = 1.0
+        yield unit.reshape(outputs.shape)
 
 
 def key_of(use: Use) -> Key:

@@ -43,7 +43,8 @@ def gram_of(mine: Sequence[Use], theirs: Sequence[Use]) -> Float[Tensor, "m n"]:
         # A table of the rows that are read at all: no vocabulary is ever materialised.
         compact = compacted([use for use in (*mine, *theirs) if isinstance(use, Lookup)])
         mine, theirs = compact[: len(mine)], compact[len(mine) :]
-    ours, others = _stacked(mine), _stacked(theirs)
+    ours = _stacked(mine)
+    others = ours if theirs is mine else _stacked(theirs)
     if ours is not None and others is not None and _by_products(ours, others, mine[0].block):
         return _products(ours, others)
     total: Tensor | None = None
@@ -56,23 +57,44 @@ def gram_of(mine: Sequence[Use], theirs: Sequence[Use]) -> Float[Tensor, "m n"]:
     return total
 
 
+def weighted(uses: Sequence[Use], weights: Float[Tensor, "r b k"]) -> Float[Tensor, "k p"]:
+    """Σ_ri w_ri g_ri for k sets of weights: sums over samples and backward passes, of the flattened block.
+
+    Args:
+        uses: of one block and the same samples, one for each backward pass.
+        weights: of every sample in every backward pass.
+    """
+    stack, block = _stacked(uses), uses[0].block
+    if stack is not None:
+        sums = torch.einsum("rbk,rbtl->kbtl", weights, stack.D).flatten(1, 2)
+        found = sums.mT @ stack.A.flatten(0, 1)
+        return (found.mT if stack.transposed else found).reshape(len(found), -1)
+    found = weights.new_zeros(weights.shape[2], block.rows, block.columns)
+    for start, stop in slabs(*uses):
+        for use, own in zip(uses, weights, strict=True):
+            found[:, start:stop] += (own.T @ use.slab(start, stop).flatten(1)).unflatten(1, (stop - start, -1))
+    return found.flatten(1)
+
+
 class _Stack:
     """Factored gradients of several backward passes, with one set of inputs."""
 
-    def __init__(self, A: Float[Tensor, "b t k"], D: Float[Tensor, "r b t l"]) -> None:
-        self.A, self.D = A, D
+    def __init__(self, A: Float[Tensor, "b t k"], D: Float[Tensor, "r b t l"], *, transposed: bool) -> None:
+        self.A, self.D, self.transposed = A, D, transposed
         self.rows, self.samples, self.positions = D.shape[:3]
 
 
 def _stacked(uses: Sequence[Use]) -> _Stack | None:
     factored = [use for use in uses if isinstance(use, Factored)]
-    if len(factored) < len(uses):
+    if len(factored) < len(uses) or len({(use.transposed, use.positions) for use in factored}) > 1:
         return None
-    return _Stack(factored[0].A, torch.stack([use.D for use in factored]))
+    return _Stack(factored[0].A, torch.stack([use.D for use in factored]), transposed=factored[0].transposed)
 
 
 def _by_products(ours: _Stack, others: _Stack, block: Block) -> bool:
-    """Whether products of factors cost less arithmetic than materialised gradients."""
+    """Whether products of factors exist and cost less arithmetic than materialised gradients."""
+    if ours.transposed != others.transposed:
+        return False
     entries = block.rows * block.columns
     M, N = ours.rows * ours.samples, others.rows * others.samples
     T, S = ours.positions, others.positions
@@ -81,17 +103,23 @@ def _by_products(ours: _Stack, others: _Stack, block: Block) -> bool:
 
 
 def _products(ours: _Stack, others: _Stack) -> Float[Tensor, "m n"]:
-    """Σ_ts ⟨a_it, a_js⟩ ⟨δ_rit, δ_qjs⟩, for a few samples of ours at a time."""
-    T, S = ours.positions, others.positions
-    right, theirs = others.A.flatten(0, 1).T, others.D.flatten(0, 2).T
-    found = torch.empty(ours.rows, ours.samples, others.rows * others.samples, dtype=torch.float64)
-    step = max(1, PRODUCTS // max(1, T * theirs.shape[1]))
+    """Σ_ts ⟨a_it, a_js⟩ ⟨δ_rit, δ_qjs⟩, for a few samples of ours at a time; a stack with itself gives a symmetric matrix."""
+    T, S, symmetric = ours.positions, others.positions, others is ours
+    right = others.A.flatten(0, 1).T
+    found = torch.zeros(ours.rows, ours.samples, others.rows, others.samples, dtype=torch.float64)
+    step = max(1, PRODUCTS // max(1, T * others.rows * others.samples * S))
     for start in range(0, ours.samples, step):
         few = slice(start, start + step)
         inputs = (ours.A[few].flatten(0, 1) @ right).unsqueeze(1)
         for row, D in enumerate(ours.D):
-            part = (D[few].flatten(0, 1) @ theirs).unflatten(1, (others.rows, -1)).mul_(inputs)
+            theirs = others.D[: row + 1] if symmetric else others.D
+            part = (D[few].flatten(0, 1) @ theirs.flatten(0, 2).T).unflatten(1, (len(theirs), -1)).mul_(inputs)
             if T * S > 1:
                 part = part.unflatten(2, (-1, S)).unflatten(0, (-1, T)).sum((1, 4))
-            found[row, few] = part.flatten(1).double().cpu()
-    return found.flatten(0, 1)
+            found[row, few, : len(theirs)] = part.double().cpu()
+    whole = found.flatten(2).flatten(0, 1)
+    if symmetric:
+        for row in range(ours.rows):
+            rows = slice(row * ours.samples, (row + 1) * ours.samples)
+            whole[: row * ours.samples, rows] = whole[rows, : row * ours.samples].T
+    return whole

@@ -1,0 +1,188 @@
+"""Exact spectra of a GGN or Fisher through the Gram matrix of its rows, from first derivatives only."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from theodolite.errors import OperatorError
+from theodolite.operators.gradient_rows import GradientRows
+from theodolite.operators.pullbacks import Pullbacks
+from theodolite.problem import Problem
+from theodolite.problem.arrays import to_numpy
+from theodolite.records import Cost, Spectrum
+from theodolite.records.jackknife import jackknife_stderr
+
+NAMES = {"exact": "ggn", "mc": "fisher", "empirical": "gradient covariance"}
+
+
+def ggn_spectrum(problem: Problem, *, k: int | None = None, vectors: bool = False, step: int | None = None) -> Spectrum:
+    """Eigenvalues of the GGN, all that are not zero or the largest k, without a matrix-vector product.
+
+    Cost: a forward pass, C − 1 backward passes for cross-entropy over C classes, and the eigenvalues of a matrix with N(C − 1)
+    rows.
+
+    Args:
+        problem: made with a criterion that is convex in the outputs.
+        k: how many; None for all.
+        vectors: whether to return the eigenvectors too.
+        step: optimiser step, kept in the record.
+
+    Raises:
+        OperatorError: as for ``fisher_spectrum``.
+
+    Example:
+        >>> problem = Problem(nn.Linear(3, 1), nn.MSELoss(), [(torch.eye(3), torch.zeros(3, 1))])
+        >>> [round(float(value), 4) for value in ggn_spectrum(problem).eigenvalues]
+        [2.6667, 0.6667, 0.6667]
+
+    References:
+        Dangel, Tatzel, Hennig, "ViViT: curvature access through the generalized Gauss-Newton's low-rank structure" (2022).
+    """
+    return fisher_spectrum(problem, k=k, kind="exact", vectors=vectors, step=step)
+
+
+def fisher_spectrum(
+    problem: Problem,
+    *,
+    k: int | None = None,
+    kind: str = "empirical",
+    draws: int = 1,
+    seed: int = 0,
+    vectors: bool = False,
+    step: int | None = None,
+) -> Spectrum:
+    """Eigenvalues of a Fisher, all that are not zero or the largest k, through the Gram matrix of its rows.
+
+    Only first derivatives are taken, so that it works with every attention kernel. What one Gram matrix tells besides is in
+    the record: trace and Frobenius norm of all of the matrix, the trace of each layer, and errors from the data, jackknifed
+    over samples (those of a chunk are taken to weigh alike).
+
+    Cost: a forward and a backward pass for ``kind="empirical"``, ``draws`` backward passes for ``"mc"``, C − 1 for ``"exact"``
+    and cross-entropy over C classes; the eigenvalues of a matrix with one row for each sample and pass; with ``vectors``,
+    about the weight gradients of one backward pass for each.
+
+    Args:
+        problem: what to differentiate.
+        k: how many; None for all.
+        kind: ``"exact"`` for the GGN, ``"mc"`` for it in expectation, ``"empirical"`` for the gradient covariance.
+        draws: random vectors a sample of ``"mc"``.
+        seed: of the random vectors.
+        vectors: whether to return the eigenvectors too.
+        step: optimiser step, kept in the record.
+
+    Returns:
+        The record; residuals bound what rounding of the Gram matrix leaves.
+
+    Raises:
+        OperatorError: k is not positive, samples are coupled, the criterion is not convex in the outputs, or the rows do not
+            fit the memory of the problem.
+    """
+    if k is not None and k < 1:
+        raise OperatorError(f"Expected k to be at least 1 eigenvalue, or None for all, found {k}.")
+    started = time.perf_counter()
+    pullbacks = Pullbacks(problem, kind=kind, draws=draws, seed=seed)
+    rows = GradientRows(pullbacks)
+    if not rows.count:
+        raise OperatorError("Expected a criterion with curvature in the outputs, found none anywhere in the data.")
+    gram, traces = rows.gram()
+    gram *= rows.scale
+    values, Q = _leading(gram, min(rows.count, problem.n, k or rows.count))
+    found = _eigenvectors(rows, values, Q) if vectors else None
+    rounding = _rounding(problem, values)
+    return Spectrum(
+        step=step,
+        seed=seed if kind == "mc" else None,
+        cost=Cost(gradients=pullbacks.passes, seconds=time.perf_counter() - started),
+        notes=("errors from the data are jackknifed over samples",),
+        eigenvalues=values,
+        residuals=rounding,
+        converged=rounding <= 1e-3,
+        eigenvectors=found,
+        tol=1e-3,
+        operator=NAMES[kind],
+        size=problem.n,
+        parameters=tuple(
+            (name, tuple(shape)) for name, shape in zip(problem.layout.names, problem.layout.shapes, strict=True)
+        ),
+        frobenius=float(gram.norm()),
+        frobenius_stderr=0.0,
+        probes=1,
+        radius=float(values[0]),
+        **_traces(problem, gram, {name: trace * rows.scale for name, trace in traces.items()}),
+        **_errors(problem, pullbacks, rows, gram, values, Q),
+    )
+
+
+def _leading(gram: Float[Tensor, "m m"], k: int) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "m k"]]:
+    """The largest k eigenpairs, descending; rounding below zero is taken off."""
+    m = len(gram)
+    if k == m:
+        values, Q = (found.numpy() for found in torch.linalg.eigh(gram))
+    else:
+        values, Q = scipy.linalg.eigh(gram.numpy(), subset_by_index=(m - k, m - 1))
+    return np.maximum(values[::-1], 0.0), np.ascontiguousarray(Q[:, ::-1])
+
+
+def _rounding(problem: Problem, values: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
+    """‖E‖/λ for an error E of the Gram matrix of the size of rounding, relative as ``Spectrum`` has it."""
+    eps = float(torch.finfo(problem.dtype).eps)
+    return np.asarray(eps * values[0] / np.maximum(values, max(1e-3 * values[0], np.finfo(float).tiny)))
+
+
+def _eigenvectors(
+    rows: GradientRows, values: Float[np.ndarray, " k"], Q: Float[np.ndarray, "m k"]
+) -> Float[np.ndarray, "k n"]:
+    """Gᵀq / ‖Gᵀq‖, zero where the eigenvalue is."""
+    combined = rows.combine(torch.from_numpy(Q))
+    norms = torch.linalg.vector_norm(combined, dim=1, keepdim=True)
+    unit = combined / norms.clamp_min(torch.finfo(combined.dtype).tiny)
+    unit[torch.from_numpy(values <= 1e-14 * values[0])] = 0.0
+    return to_numpy(unit)
+
+
+def _traces(problem: Problem, gram: Float[Tensor, "m m"], traces: dict[str, float]) -> dict[str, Any]:
+    layers = problem.layout.layers
+    return {
+        "trace": float(gram.trace()),
+        "trace_stderr": 0.0,
+        "layers": tuple(layers),
+        "layer_traces": np.array([sum(traces[name] for name in names) for names in layers.values()]),
+        "layer_trace_stderrs": np.zeros(len(layers)),
+    }
+
+
+def _errors(
+    problem: Problem,
+    pullbacks: Pullbacks,
+    rows: GradientRows,
+    gram: Float[Tensor, "m m"],
+    values: Float[np.ndarray, " k"],
+    Q: Float[np.ndarray, "m k"],
+) -> dict[str, Any]:
+    """Errors from the data of eigenvalues, with eigenvectors held, and of the trace, leaving one sample out at a time.
+
+    Row r adds λ q_r² to vᵀFv for the eigenvector v = Gᵀq/√λ.
+    """
+    sizes = np.array(rows.samples)
+    weights = np.repeat(np.array(pullbacks.weights) / np.maximum(sizes, 1), sizes)
+    sample = rows.sample.numpy()
+    parts = np.zeros((len(weights), len(values) + 1))
+    np.add.at(parts, sample, np.column_stack([Q**2 * values, gram.diagonal().numpy()]))
+    whole = np.append(values, float(gram.trace()))
+    kept = 1.0 - weights / weights.sum()
+    with np.errstate(all="ignore"):  # a single sample leaves nothing, and its error is NaN
+        factor = (1 - 1 / len(weights)) / kept**2 if pullbacks.kind == "empirical" else 1 / kept
+        left_out = (whole - parts) * factor[:, None]
+    errors = jackknife_stderr(left_out, whole=whole, weights=weights)
+    return {
+        "data_stderr": errors[:-1],
+        "trace_data_stderr": float(errors[-1]),
+        "context": problem.context() | {"chunks": int((weights > 0).sum())},
+    }

@@ -1,0 +1,223 @@
+"""Gram matrices of captured gradients give the NTK and the exact spectra of GGN and Fisher, from first derivatives alone."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from families import BY_NAME, FAMILIES, features, labels, merged
+from theodolite.errors import OperatorError
+from theodolite.operators import GGN, GradientCovariance, Jacobian
+from theodolite.operators.diagonal import ggn_diagonal
+from theodolite.operators.low_rank import fisher_spectrum, ggn_spectrum
+from theodolite.operators.ntk import NTK
+from theodolite.problem import Problem
+from theodolite.records import Spectrum
+
+EXACT = 1e-10
+all_families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+# The others differ from these in what neither captures nor Gram matrices see.
+criterion_families = pytest.mark.parametrize(
+    "family",
+    [BY_NAME[name] for name in ("mlp-weighted", "mlp-sum", "convnet", "transformer", "lstm", "frozen")],
+    ids=lambda family: family.name,
+)
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@cache
+def dense_ggn(name: str) -> Tensor:
+    return GGN(BY_NAME[name].problem()).dense()
+
+
+def assert_spectrum_of(found: Spectrum, dense: Tensor) -> None:
+    """All eigenvalues, and what a Gram matrix says besides, equal those of the dense matrix."""
+    values = torch.linalg.eigvalsh(dense).flip(0).numpy()
+    count = len(found.eigenvalues)
+    scale = values[0]
+    assert np.abs(found.eigenvalues - values[:count]).max() < EXACT * scale
+    assert np.abs(values[count:]).max(initial=0.0) < EXACT * scale
+    assert found.trace == pytest.approx(float(dense.trace()), rel=EXACT)
+    assert found.frobenius == pytest.approx(float(dense.norm()), rel=EXACT)
+    assert found.layer_traces.sum() == pytest.approx(found.trace, rel=EXACT)
+
+
+# ------------------------------------------------------------------------------------------------------------------ kernels
+
+
+@criterion_families
+def test_ntk_is_the_jacobian_times_its_transpose(family: Any) -> None:
+    problem = family.problem()
+    J = Jacobian(problem).dense()
+    kernel = NTK(problem)
+    assert relative(kernel.matrix, J @ J.T) < EXACT
+    v = torch.randn(len(J), dtype=torch.float64)
+    assert relative(kernel @ v, J @ (J.T @ v)) < EXACT
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_squared_error_has_the_eigenvalues_of_the_ntk(reduction: str) -> None:
+    """GGN = (2/m) JᵀJ and NTK = J Jᵀ."""
+    model, batches = BY_NAME["mlp-squared"].model_and_data()
+    problem = Problem(model, nn.MSELoss(reduction=reduction), batches)
+    kernel = NTK(problem).matrix
+    factor = 2 / len(kernel) if reduction == "mean" else 2
+    values = torch.linalg.eigvalsh(kernel).flip(0) * factor
+    expected = torch.linalg.eigvalsh(GGN(problem).dense()).flip(0)
+    few = min(len(values), len(expected))
+    assert float((values[:few] - expected[:few]).abs().max() / expected[0]) < 1e-9
+
+
+# ------------------------------------------------------------------------------------------------------------------ spectra
+
+
+@criterion_families
+def test_ggn_spectrum_is_that_of_the_dense_ggn(family: Any) -> None:
+    problem, dense = family.problem(), dense_ggn(family.name)
+    found = ggn_spectrum(problem)
+    assert_spectrum_of(found, dense)
+    for trace, where in zip(found.layer_traces, problem.layout.layer_slices.values(), strict=True):
+        assert trace == pytest.approx(float(dense[where, where].trace()), rel=EXACT, abs=EXACT * found.trace)
+
+
+@all_families
+def test_empirical_spectrum_is_that_of_the_dense_gradient_covariance(family: Any) -> None:
+    problem = family.problem()
+    assert_spectrum_of(fisher_spectrum(problem), GradientCovariance(problem).dense())
+
+
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_sampled_spectrum_has_the_trace_of_the_sampled_diagonal(name: str) -> None:
+    problem = BY_NAME[name].problem()
+    found = fisher_spectrum(problem, kind="mc", draws=3, seed=5)
+    assert found.trace == pytest.approx(float(ggn_diagonal(problem, kind="mc", draws=3, seed=5).sum()), rel=EXACT)
+    assert found.eigenvalues.sum() == pytest.approx(found.trace, rel=EXACT)
+    assert found.operator == "fisher"
+    assert found.seed == 5
+
+
+@pytest.mark.parametrize("name", ["mlp-weighted", "convnet", "transformer", "lstm"])
+def test_the_largest_come_with_eigenvectors(name: str) -> None:
+    problem, dense = BY_NAME[name].problem(), dense_ggn(name)
+    found = ggn_spectrum(problem, k=5, vectors=True)
+    V = torch.from_numpy(np.array(found.eigenvectors)).T
+    values = torch.from_numpy(np.array(found.eigenvalues))
+    assert relative(V.T @ V, torch.eye(5, dtype=torch.float64)) < 1e-8
+    assert float((dense @ V - V * values).norm(dim=0).max() / values[0]) < 1e-9
+    assert np.abs(found.eigenvalues - ggn_spectrum(problem).eigenvalues[:5]).max() < EXACT * found.max
+    assert found.all_converged
+
+
+@pytest.mark.parametrize("name", ["convnet", "transformer"])
+def test_cuts_into_batches_do_not_change_it(name: str) -> None:
+    family = BY_NAME[name]
+    model, batches = family.model_and_data()
+    reference = fisher_spectrum(family.problem_of(model, merged(batches)), k=6).eigenvalues
+    for problem in (family.problem_of(model, batches), family.problem_of(model, batches, microbatch=5)):
+        assert np.abs(fisher_spectrum(problem, k=6).eigenvalues - reference).max() < EXACT * reference[0]
+
+
+def test_errors_from_the_data_are_those_of_leaving_samples_out() -> None:
+    """The trace's error equals the jackknife of the traces themselves; the eigenvalue's that of vᵀFv."""
+    model, batches = BY_NAME["mlp"].model_and_data()
+    inputs, targets = batches[0]
+    problem = Problem(model, nn.CrossEntropyLoss(), [(inputs, targets)])
+    for kind, operator in (("exact", GGN), ("empirical", GradientCovariance)):
+        found = fisher_spectrum(problem, kind=kind, vectors=True)
+        v = torch.from_numpy(np.array(found.eigenvectors[0]))
+        traces, forms = [], []
+        for left in range(len(inputs)):
+            kept = torch.arange(len(inputs)) != left
+            dense = operator(Problem(model, nn.CrossEntropyLoss(), [(inputs[kept], targets[kept])])).dense()
+            traces.append(float(dense.trace()))
+            forms.append(float(v @ dense @ v))
+        n = len(inputs)
+        for error, values in ((found.trace_data_stderr, traces), (found.data_stderr[0], forms)):
+            assert error == pytest.approx(((n - 1) / n * np.square(values - np.mean(values)).sum()) ** 0.5, rel=1e-8)
+        assert found.data_degrees == n - 1
+
+
+# -------------------------------------------------------------------------------------------- models that are hard to follow
+
+
+class Attentive(nn.Module):
+    """A causal attention block on tokens, with an embedding too large to be held densely for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.qkv, self.head = nn.Embedding(150, 4), nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.table(tokens))[:, None].chunk(3, -1)
+        return self.head(F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0].mean(1))
+
+
+class Names(TorchDispatchMode):
+    """Records which kernels run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.found.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_works_with_flash_attention_and_large_tables() -> None:
+    batches = list(zip(labels((6, 5), 150, 8), labels((6, 5), 3, seed=7), strict=True))
+    problem = Problem(Attentive().double(), nn.CrossEntropyLoss(), batches)
+    with Names() as kernels:
+        found = fisher_spectrum(problem)
+    assert any("flash_attention" in name for name in kernels.found)
+    assert_spectrum_of(found, GradientCovariance(problem).dense())
+    assert_spectrum_of(ggn_spectrum(problem), GGN(problem).dense())
+
+
+class Switching(nn.Module):
+    """Applies its weight as it is to one batch and transposed or by rows to others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(5, 5, bias=False), nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.first.weight
+        if len(x) == 7:
+            h = F.linear(x, weight)
+        elif len(x) == 3:
+            h = x @ weight
+        else:
+            h = torch.cat([F.linear(x, weight[:2]), F.linear(x, weight[2:])], 1)
+        return self.head(torch.tanh(h))
+
+
+def test_batches_may_read_a_weight_in_different_ways() -> None:
+    batches = list(zip(features((7, 3, 4), 5), labels((7, 3, 4), 3), strict=True))
+    problem = Problem(Switching().double(), nn.CrossEntropyLoss(), batches)
+    assert_spectrum_of(ggn_spectrum(problem), GGN(problem).dense())
+    assert_spectrum_of(fisher_spectrum(problem), GradientCovariance(problem).dense())
+    J = Jacobian(problem).dense()
+    assert relative(NTK(problem).matrix, J @ J.T) < EXACT
+
+
+def test_refusals_show_the_scene() -> None:
+    family = BY_NAME["mlp"]
+    with pytest.raises(OperatorError, match="at least 1 eigenvalue, or None for all, found 0"):
+        fisher_spectrum(family.problem(), k=0)
+    with pytest.raises(OperatorError, match=r"to fit 1 KiB, found .* after 7 rows"):
+        ggn_spectrum(family.problem(memory=1024))
+    with pytest.raises(OperatorError, match="needs the model's outputs"):
+        NTK(BY_NAME["from-loss"].problem())
+    with pytest.raises(OperatorError, match="couple the samples"):
+        fisher_spectrum(BY_NAME["convnet"].problem(mode="train"))
