@@ -1,0 +1,129 @@
+"""The trace from drawn labels is the trace of the Gauss-Newton matrix, with honest errors."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from families import BY_NAME, FAMILIES, Family
+from theodolite.errors import OperatorError, ProblemError
+from theodolite.measures.fisher_trace import fisher_trace
+from theodolite.operators import GGN
+from theodolite.problem import Problem
+
+CRITERIA = [family for family in FAMILIES if family.criterion is not None]
+
+
+@pytest.mark.parametrize("name", ["mlp", "transformer", "mlp-squared", "mlp-weighted"])
+def test_the_trace_and_its_layers_are_those_of_the_ggn(name: str) -> None:
+    problem = BY_NAME[name].problem()
+    if name == "mlp-weighted":
+        problem = Problem(
+            problem.model, nn.CrossEntropyLoss(weight=torch.tensor([0.2, 1.0, 2.5]).double()), problem.batches
+        )
+    G = GGN(problem).dense()
+    found = fisher_trace(problem, draws=40)
+    assert abs(found.value - float(G.trace())) < 4 * found.stderr
+    assert found.stderr < 0.1 * found.value
+    for (layer, where), estimate in zip(problem.layout.layer_slices.items(), found.by_layer.values(), strict=True):
+        assert abs(estimate.value - float(G[where, where].trace())) < 4 * estimate.stderr + 1e-12, layer
+    assert found.layer_values.sum() == pytest.approx(found.value, rel=1e-10)
+
+
+def softmax_regression(samples: int, *, seed: int = 0) -> Problem:
+    g = torch.Generator().manual_seed(seed)
+    model = nn.Linear(3, 4).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=g, dtype=torch.float64))
+    inputs = torch.randn(samples, 3, generator=g, dtype=torch.float64)
+    return Problem(model, nn.CrossEntropyLoss(), [(inputs, torch.randint(4, (samples,), generator=g))])
+
+
+def test_the_golden_identity_of_softmax_regression() -> None:
+    """Σ_y p_y ‖∇log p_y‖² = tr ∇²(−Σ_y p_y log p_y at fixed p)."""
+    problem = softmax_regression(1)
+    model = problem.model
+    (x, _) = problem.batches.first()
+    p = model(x).softmax(1)[0].detach()
+
+    def squared(label: int) -> float:
+        parts = torch.autograd.grad(F.log_softmax(model(x), 1)[0, label], list(model.parameters()))
+        return float(sum(part.square().sum() for part in parts))
+
+    expected = sum(float(p[label]) * squared(label) for label in range(4))
+
+    def likelihood(weight: Tensor, bias: Tensor) -> Tensor:
+        return -(p * F.log_softmax(x @ weight.T + bias, 1)[0]).sum()
+
+    blocks = torch.autograd.functional.hessian(likelihood, tuple(q.detach() for q in model.parameters()))
+    trace = blocks[0][0].reshape(12, 12).trace() + blocks[1][1].trace()
+    assert expected == pytest.approx(float(trace), rel=1e-12)
+    found = fisher_trace(problem, draws=400)
+    assert abs(found.value - expected) < 4 * found.stderr
+
+
+def test_the_error_is_the_spread_over_seeds() -> None:
+    problem = softmax_regression(8, seed=1)
+    exact = float(GGN(problem).dense().trace())
+    found = [fisher_trace(problem, draws=3, seed=seed) for seed in range(40)]
+    values, squared = np.array([each.value for each in found]), np.array([each.stderr**2 for each in found])
+    assert abs(values.mean() - exact) < 4 * values.std(ddof=1) / math.sqrt(40)
+    spread = math.hypot(squared.std(ddof=1) / math.sqrt(40), values.var(ddof=1) * math.sqrt(2 / 39))
+    assert abs(squared.mean() - values.var(ddof=1)) < 4 * spread
+
+
+@pytest.mark.slow
+def test_intervals_over_seeds_cover_the_truth() -> None:
+    problem = softmax_regression(32, seed=1)
+    exact, covered = float(GGN(problem).dense().trace()), 0
+    for seed in range(200):
+        lower, upper = fisher_trace(problem, draws=8, seed=seed).estimate.interval(0.95)
+        covered += lower <= exact <= upper
+    assert 0.90 <= covered / 200 <= 0.98
+
+
+def test_the_error_from_the_data_is_the_spread_over_fresh_samples() -> None:
+    g = torch.Generator().manual_seed(0)
+    model = softmax_regression(1).model
+    values, errors = [], []
+    for _ in range(30):
+        data = [(torch.randn(16, 3, generator=g, dtype=torch.float64), torch.zeros(16, dtype=torch.int64))]
+        found = fisher_trace(
+            Problem(model, nn.CrossEntropyLoss(), data), draws=2, seed=int(torch.randint(10**6, (1,), generator=g))
+        )
+        values.append(found.value)
+        errors.append(found.data_stderr**2)
+    assert np.mean(errors) == pytest.approx(np.var(values, ddof=1), rel=0.6)
+    assert found.data_degrees == 15
+
+
+def test_gold_labels_are_not_used() -> None:
+    problem = softmax_regression(5)
+    other = Problem(
+        problem.model, nn.CrossEntropyLoss(), [(problem.batches.first()[0], torch.zeros(5, dtype=torch.int64))]
+    )
+    assert fisher_trace(problem).value == fisher_trace(other).value
+    assert fisher_trace(problem, seed=1).value != fisher_trace(problem).value
+
+
+@pytest.mark.parametrize("family", CRITERIA, ids=lambda family: family.name)
+def test_any_family_with_a_density_has_one(family: Family) -> None:
+    if family.name == "mlp-weighted":
+        pytest.skip("label smoothing is compared above without")
+    found = fisher_trace(family.problem(), draws=2)
+    assert found.value > 0
+    assert found.probes == 2 * family.problem().samples
+
+
+def test_what_has_no_density_or_too_few_draws_is_refused() -> None:
+    problem = softmax_regression(4)
+    with pytest.raises(ProblemError, match="at least 2 draws of the labels, for the error, found draws=1"):
+        fisher_trace(problem, draws=1)
+    with pytest.raises(OperatorError, match="negative logarithm of a known density"):
+        fisher_trace(Problem(problem.model, nn.MultiMarginLoss(), problem.batches))
