@@ -6,6 +6,7 @@ from theodolite.measures.classwise import classwise
 from theodolite.measures.coherence import coherence
 from theodolite.measures.curvature import spectrum
 from theodolite.measures.directional import directional
+from theodolite.measures.fisher_trace import fisher_trace
 from theodolite.measures.flow_sharpness import flow_sharpness, scalar_flow_sharpness
 from theodolite.measures.gradients import gradients
 from theodolite.measures.influence import influence
@@ -27,6 +28,7 @@ __all__ = [
     "coherence",
     "density",
     "directional",
+    "fisher_trace",
     "flow_sharpness",
     "gradients",
     "influence",
