@@ -72,13 +72,18 @@ class GradientCovariance(ProblemOperator):
         return type(self)(problem, centered=self.centered)
 
     def _graph(self, model: nn.Module, chunk: Chunk, point: Point) -> Graph:
-        _, weight = self.problem.evaluate(chunk, point, grad=False)
-        shares = self.problem.objective.shares(model, chunk.batch)
-        return SandwichGraph(shares, point.leaves, weight, lambda vector: vector)
+        return shares_graph(self.problem, model, chunk, point)
 
     def _mean_scale(self, weight: float, samples: int) -> float:
         # g_i = (N / W) ∇share_i, so that (1/N) Σ g_i is the gradient of Σ share_i / W.
         return samples / weight**2
+
+
+def shares_graph(problem: Problem, model: nn.Module, chunk: Chunk, point: Point) -> Graph:
+    """Products with Σ s_i s_iᵀ, s_i the gradient of what sample i adds to the total."""
+    _, weight = problem.evaluate(chunk, point, grad=False)
+    shares = problem.objective.shares(model, chunk.batch)
+    return SandwichGraph(shares, point.leaves, weight, lambda vector: vector)
 
 
 def refuse_coupled_samples(problem: Problem) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import OperatorError
-from theodolite.operators.covariance import refuse_coupled_samples
+from theodolite.operators.covariance import refuse_coupled_samples, shares_graph
 from theodolite.operators.graphs import Graph, SandwichGraph, Tensors
 from theodolite.operators.outputs import outputs_of
 from theodolite.operators.problem_operator import ProblemOperator
@@ -112,9 +112,7 @@ class Fisher(ProblemOperator):
 
     def _graph(self, model: nn.Module, chunk: Chunk, point: Point) -> Graph:
         if self.kind == "empirical":
-            _, weight = self.problem.evaluate(chunk, point, grad=False)
-            shares = self.problem.objective.shares(model, chunk.batch)
-            return SandwichGraph(shares, point.leaves, weight, lambda vector: vector)
+            return shares_graph(self.problem, model, chunk, point)
         loss, targets = self._outputs.loss, self._outputs.targets(chunk.batch)
         outputs = self._outputs.tensor(model, chunk.batch)
         weight = loss.weight(outputs, targets)

@@ -72,33 +72,26 @@ def inverse_root(optimizers: Sequence[Optimizer], problem: Problem) -> InverseRo
     Raises:
         OperatorError: an update rule is not known, a parameter is held twice, or nothing has been stepped yet.
     """
+    held = [held_by(optimizer, problem) for optimizer in optimizers]
+    _refuse_shared(optimizers, held, problem)
     diagonal = torch.zeros(problem.n, dtype=problem.dtype, device=problem.device)
-    held_already = torch.zeros(problem.n, dtype=torch.bool, device=problem.device)
-    stepped, matrices = held_already.clone(), []
-    for optimizer in optimizers:
-        held = held_by(optimizer, problem)
-        for _, members in held:
-            for _, where in members:
-                if bool(held_already[where].any()):
-                    raise OperatorError(
-                        f"Expected each parameter in one optimiser, found one that {type(optimizer).__name__} and another "
-                        "both hold. Pass the optimisers that train this model, each once."
-                    )
-                held_already[where] = True
-        if type(optimizer) is Muon:
-            for matrix in _matrix_roots(optimizer, held, problem):
-                matrices.append(matrix)
-                stepped[matrix.where] = True
-            continue
+    matrices: list[MatrixRoot] = []
+    for optimizer, members in zip(optimizers, held, strict=True):
         refuse_unknown(optimizer)
-        P, moved = diagonal_preconditioner(optimizer, held, problem)
-        _refuse_unusable(optimizer, P, moved)
-        diagonal[moved] = P[moved].rsqrt()
-        stepped |= moved
+        if isinstance(optimizer, Muon):
+            matrices += _matrix_roots(optimizer, members, problem)
+        else:
+            P, moved = diagonal_preconditioner(optimizer, members, problem)
+            _refuse_unusable(optimizer, P, moved)
+            diagonal[moved] = P[moved].rsqrt()
+    stepped = diagonal > 0
+    for matrix in matrices:
+        stepped[matrix.where] = True
     if not bool(stepped.any()):
+        names = ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "none"
         raise OperatorError(
-            f"Expected an optimiser that has stepped parameters of this problem, found {_names(optimizers)} without state for "
-            "any of them. Take a step first, or pass the optimiser that trains this model."
+            f"Expected an optimiser that has stepped parameters of this problem, found {names} without state for any of them. "
+            "Take a step first, or pass the optimiser that trains this model."
         )
     return InverseRoot(diagonal, tuple(matrices), int((~stepped).sum()))
 
@@ -161,6 +154,18 @@ def _of_parameter(optimizer: Optimizer, group: Group, state: dict[str, Any], par
     return None
 
 
+def _refuse_shared(optimizers: Sequence[Optimizer], held: Sequence[Members], problem: Problem) -> None:
+    taken = torch.zeros(problem.n, dtype=torch.bool)
+    for optimizer, groups in zip(optimizers, held, strict=True):
+        for where in (where for _, members in groups for _, where in members):
+            if bool(taken[where].any()):
+                raise OperatorError(
+                    f"Expected each parameter in one optimiser, found one that {type(optimizer).__name__} and another both "
+                    "hold. Pass the optimisers that train this model, each once."
+                )
+            taken[where] = True
+
+
 def _refuse_unusable(optimizer: Optimizer, P: Float[Tensor, " n"], moved: Bool[Tensor, " n"]) -> None:
     bad = int((moved & ~(P > 0)).sum())
     if bad:
@@ -171,7 +176,7 @@ def _refuse_unusable(optimizer: Optimizer, P: Float[Tensor, " n"], moved: Bool[T
 
 
 def _matrix_roots(optimizer: Muon, held: Members, problem: Problem) -> list[MatrixRoot]:
-    """(P^-½ of each matrix that has momentum."""
+    """P^-½ of each matrix that has momentum."""
     found = []
     for group, members in held:
         for parameter, where in members:
@@ -207,7 +212,3 @@ def _muon_root(momentum: Float[Tensor, "r c"], group: Group) -> Float[Tensor, "s
     )
     root: Tensor = (U * (ratio * gain / norm).sqrt()) @ U.T
     return root
-
-
-def _names(optimizers: Sequence[Optimizer]) -> str:
-    return ", ".join(type(optimizer).__name__ for optimizer in optimizers) or "none"

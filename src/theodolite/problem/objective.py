@@ -145,7 +145,7 @@ def with_outputs(objective: Objective) -> CriterionObjective:
     if isinstance(objective, CriterionObjective):
         return objective
     raise OperatorError(
-        "A GGN needs the model's outputs and a criterion on them, found a problem made by Problem.from_loss. "
+        "GGN, Fisher and Jacobian need the model's outputs and a criterion on them, found a problem made by Problem.from_loss. "
         "Use Problem(model, criterion, batches)."
     )
 
