@@ -1,4 +1,4 @@
-"""Where the model meets linear algebra: Hessian, GGN and gradient covariance as operators."""
+"""Where the model meets linear algebra: Hessian, GGN, Fisher, covariance, Jacobian and what is made of them as operators."""
 
 from theodolite.operators.certificate import Certificate
 from theodolite.operators.covariance import GradientCovariance
