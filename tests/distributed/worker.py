@@ -17,7 +17,7 @@ from theodolite.measures import density, gradients, spectrum, trace
 from theodolite.monitor import Monitor
 from theodolite.operators import GGN, Fisher, GradientCovariance, Grouped, Hessian, Jacobian
 from theodolite.problem import Problem
-from theodolite.records import Stability, load
+from theodolite.records import Stability, read
 
 Part = Callable[[int], Any]
 TIMEOUT = timedelta(seconds=60)
@@ -136,7 +136,7 @@ def measure_on(rank: int) -> dict[str, Any]:
     summed = Problem(model, nn.CrossEntropyLoss(reduction="sum"), half)
     found["summed"] = summed.gradient()
     found["microbatched"] = problem_of(model, half, microbatch=2).loss()
-    found["buffers"] = model.norm.running_mean
+    found["buffers"] = model.norm.running_mean.clone()
     whole = problem_of(model, half)
     parts = [whole.take(8), *whole.split_halves(), summed.take(8)]
     found["parts"] = [part.samples for part in parts]
@@ -160,7 +160,7 @@ def monitored(problem: Problem, rank: int) -> list[int]:
             optimizer.zero_grad()
             nn.functional.cross_entropy(wrapped(inputs), targets).backward()
             optimizer.step()
-        return [record.step for record in load(log) if isinstance(record, Stability)]
+        return [record.step for record in read(log).records if isinstance(record, Stability)]
 
 
 def model_size(model: nn.Module) -> int:

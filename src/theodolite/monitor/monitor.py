@@ -52,7 +52,7 @@ class Monitor:
 
     Args:
         problem: what to measure; fixed data, best of the training distribution. ``mode="train"`` sees what training sees
-            of BatchNorm networks.
+            of BatchNorm networks. In a data-parallel run each rank measures its own data, unless the problem names a ``group``.
         optimizer: what trains the model of the problem. Its steps are counted.
         log: folder of the run log; appended to if it exists.
         every: steps between probes; more when the budget is short.
@@ -122,6 +122,9 @@ class Monitor:
                 f"Expected an optimizer that trains the problem's {type(problem.model).__name__}, found a "
                 f"{type(optimizer).__name__} with none of its parameters. Build the problem on the model that is trained."
             )
+        if problem.ranks.size > 1 and problem.options.group == "auto":
+            # Probes start by each rank's clock; ranks that waited for one another would hold up the training.
+            problem = problem.replace(group=None)
         self.problem = problem
         self.optimizer = optimizer
         self.step = step
