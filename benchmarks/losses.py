@@ -1,112 +1,25 @@
-"""Losses: time beside torch, memory of tiled contrast, small experiments on digits, and the pages made from them.
+"""Losses: time beside torch and peers, memory of tiled contrast, small experiments on digits and text, and the docs' pages.
 
-python benchmarks/losses.py time | memory | experiments | page
+python benchmarks/losses.py time | memory | experiments | text | page
 """
 
 from __future__ import annotations
 
-import inspect
 import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import loss_pages
+import loss_speed
+import loss_text
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from theodolite import losses
-
-PAGES = Path(__file__).parents[1] / "docs" / "losses"
-COUNTS = torch.arange(1000, 0, -1).float()
-Timed = Callable[[], Tensor]
-
-
-def value_and_gradient(function: Callable[..., Tensor], *inputs: Tensor, **options: object) -> Timed:
-    leaf = inputs[0].clone().requires_grad_()
-
-    def run() -> Tensor:
-        return torch.autograd.grad(function(leaf, *inputs[1:], **options), leaf)[0]
-
-    return run
-
-
-def ratio(ours: Timed, theirs: Timed, rounds: int = 15) -> tuple[float, float, float]:
-    """Median milliseconds of both and their ratio, measured in turn."""
-    spent: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds + 2):
-        for run, times in zip((ours, theirs), spent, strict=True):
-            start = time.perf_counter()
-            run()
-            times.append(time.perf_counter() - start)
-    a, b = (1e3 * statistics.median(times[2:]) for times in spent)
-    return a, b, a / b
-
-
-def measure_time() -> None:
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(2048, 1000, generator=generator)
-    y = torch.randint(1000, (2048,), generator=generator)
-    reference = value_and_gradient(F.cross_entropy, z, y)
-    print("value + gradient, logits (2048, 1000), one thread: ms, cross_entropy ms, ratio")
-    for entry in losses.LOSSES.values():
-        if entry.kind == "classes":
-            needs = {"counts": COUNTS} if "counts" in inspect.signature(entry.function).parameters else {}
-            a, b, r = ratio(value_and_gradient(entry.function, z, y, **needs), reference)
-            print(f"{entry.name:26s} {a:8.2f} {b:8.2f} {r:6.2f}")
-    print("beside torch's own function of the same value")
-    bits = (torch.rand(2048, 1000, generator=generator) > 0.5).float()
-    teacher = torch.randn(2048, 1000, generator=generator)
-    flat, other = z.flatten(), teacher.flatten()
-    same: dict[str, tuple[Timed, Timed]] = {
-        "poly(0) / cross_entropy": (value_and_gradient(losses.poly, z, y, coefficients=()), reference),
-        "ldr_kl(1, 0) / cross_entropy": (value_and_gradient(losses.ldr_kl, z, y), reference),
-        "macro_auc_univariate / bce": (
-            value_and_gradient(losses.macro_auc_univariate, z, bits, reweighted=False),
-            value_and_gradient(F.binary_cross_entropy_with_logits, z, bits),
-        ),
-        "quantile(0.5) / l1_loss": (
-            value_and_gradient(losses.quantile, flat, other),
-            value_and_gradient(F.l1_loss, flat, other),
-        ),
-        "kd / kl_div": (
-            value_and_gradient(losses.kd, z, teacher, temperature=1.0),
-            value_and_gradient(
-                lambda s, t: F.kl_div(F.log_softmax(s, 1), F.log_softmax(t, 1), log_target=True, reduction="batchmean"),
-                z,
-                teacher,
-            ),
-        ),
-        "info_nce / cross_entropy of cosines": (
-            value_and_gradient(losses.info_nce, z[:, :64], teacher[:, :64], symmetric=False),
-            value_and_gradient(_plain_info_nce, z[:, :64], teacher[:, :64]),
-        ),
-    }
-    for name, pair in same.items():
-        a, b, r = ratio(*pair)
-        print(f"{name:38s} {a:8.2f} {b:8.2f} {r:6.2f}")
-    print("output-Hessian product by closed form beside double backward")
-    v = torch.randn(2048, 1000, generator=generator)
-    for name in ("focal", "squentropy", "gce", "sparsemax_loss", "aux_log_z2", "dco"):
-        entry = losses.LOSSES[name]
-        a, b, r = ratio(lambda entry=entry: entry.hessian(z, y) @ v, double_backward(entry.function, z, y, v))
-        print(f"{name:26s} {a:8.2f} {b:8.2f} {r:6.2f}")
-
-
-def _plain_info_nce(u: Tensor, v: Tensor) -> Tensor:
-    return F.cross_entropy(F.normalize(u, dim=1) @ F.normalize(v, dim=1).T / 0.1, torch.arange(len(u)))
-
-
-def double_backward(function: Callable[..., Tensor], z: Tensor, y: Tensor, v: Tensor) -> Timed:
-    def run() -> Tensor:
-        leaf = z.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(function(leaf, y, reduction="sum"), leaf, create_graph=True)
-        return torch.autograd.grad(gradient, leaf, v)[0]
-
-    return run
 
 
 def measure_memory(n: int = 65_536, width: int = 64, tile: int = 2048) -> None:
@@ -231,54 +144,27 @@ def unbalanced_loss(name: str, z: Tensor, y: Tensor, step: int, data: Digits) ->
     return losses.focal(z, y) if name == "focal" else F.cross_entropy(z, y)
 
 
-def write_pages() -> None:
-    """Regenerate the catalogue with its cards."""
-    rows = []
-    for entry in losses.LOSSES.values():
-        doc = inspect.getdoc(entry.function) or ""
-        paper = " ".join(doc.split("References:")[1].split()).rstrip(".")
-        closed = "gradient, Hessian" if entry.hessian else "gradient" if entry.gradient else ""
-        rows.append((entry.family, entry.name, entry.kind, doc.splitlines()[0].replace("|", "\\|"), closed, paper))
-    lines = [
-        "# Catalogue and cards",
-        "",
-        "Made by `python benchmarks/losses.py page`. Inputs by kind: *classes* logits and class indices, *labels* logits and",
-        "0/1 labels, *values* predictions and targets, *masks* probabilities and soft masks, *pairs* log-probabilities of",
-        "answers, *views* two embeddings, *embeddings* embeddings and class indices, *other* as its docstring says.",
-        "",
-        "| family | loss | kind | what it is | closed forms | paper |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *(f"| {f} | `{n}` | {k} | {d} | {c} | {p} |" for f, n, k, d, c, p in sorted(rows)),
-        "",
-        "# Cards",
-        "",
-        "Measured at 4 classes, default options; every column is a numerical test (`theodolite.losses.card`).",
-        "",
-        losses.card_table([losses.card(F.cross_entropy), *(losses.card(f, name=f.__name__) for f in carded())]),
-        "",
-    ]
-    (PAGES / "catalogue.md").write_text("\n".join(lines))
-
-
-def carded() -> list[Callable[..., Tensor]]:
-    """The losses whose only inputs are logits and classes."""
-    fit = [e for e in losses.LOSSES.values() if e.kind == "classes"]
-    # a loss with detached weights has a gradient that is not its value's: its card would mix two functions
-    left_out = {"counts", "detach_weight"}
-    return [e.function for e in fit if not left_out & set(inspect.signature(e.function).parameters)]
+def print_text(seeds: int = 3) -> None:
+    for name, (experiment, head) in loss_text.EXPERIMENTS.items():
+        print(f"{name}: {experiment.__doc__}\n| {' | '.join(head)} |\n| {' | '.join('---' for _ in head)} |")
+        for rule, columns in experiment(seeds).items():
+            figures = [f"{statistics.mean(c):.3g} ± {statistics.stdev(c) / len(c) ** 0.5:.2g}" for c in columns]
+            print(f"| `{rule}` | {' | '.join(figures)} |", flush=True)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     task = sys.argv[1] if len(sys.argv) > 1 else "time"
     if task == "time":
-        measure_time()
+        loss_speed.print_all()
     elif task == "memory":
         measure_memory()
     elif task == "page":
-        write_pages()
+        loss_pages.write_pages()
+    elif task == "text":
+        print_text()
     elif task == "experiments":
         for part, table in experiments().items():
             print(part, *table, sep="\n")
     else:
-        raise SystemExit(f"Expected time, memory, experiments or page. Found {task}.")
+        raise SystemExit(f"Expected time, memory, experiments, text or page. Found {task}.")

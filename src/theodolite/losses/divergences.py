@@ -103,7 +103,8 @@ def log_variance(log_ratios: Float[Tensor, "b *d"]) -> Float[Tensor, ""]:
 
     References:
         Richter and Berner 2024, "Improved sampling via learned diffusions"; Nüsken and Richter 2021, "Solving
-        high-dimensional Hamilton–Jacobi–Bellman PDEs using neural networks".
+        high-dimensional Hamilton–Jacobi–Bellman PDEs using neural networks: perspectives from the theory of controlled
+        diffusions and measures on path space".
     """
     return widened(log_ratios).var(0, correction=1).mean()
 

@@ -145,8 +145,8 @@ def box_overlap(
         tensor(0.6667)
 
     References:
-        Rezatofighi et al. 2019, "Generalized Intersection over Union"; Zheng et al. 2020, "Distance-IoU Loss: Faster and
-        Better Learning for Bounding Box Regression".
+        Rezatofighi et al. 2019, "Generalized Intersection over Union: A Metric and A Loss for Bounding Box Regression";
+        Zheng et al. 2020, "Distance-IoU Loss: Faster and Better Learning for Bounding Box Regression".
     """
     a, b = widened(boxes), widened(target)
     inner = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(1)
