@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from families import BY_NAME, FAMILIES, Family, features, labels
-from theodolite.errors import OperatorError
+from theodolite.errors import CostWarning, OperatorError
 from theodolite.operators import GGN, GradientCovariance
-from theodolite.operators.cotangents import sampled_roots
+from theodolite.operators.cotangents import curvature_roots, sampled_roots
 from theodolite.operators.diagonal import GGNBlocks, GGNDiagonal, ggn_diagonal
 from theodolite.problem import Problem
 from theodolite.problem.criteria import recognise
@@ -86,10 +86,10 @@ def test_random_roots_have_the_curvature_for_covariance(name: str) -> None:
 
 def test_monte_carlo_diagonal_is_unbiased() -> None:
     problem = BY_NAME["mlp-squared"].problem()
-    exact, mean = ggn_diagonal(problem), ggn_diagonal(problem, kind="mc", draws=100)
-    # The last biases see u² = 2ε² alone: the mean of 100 × 17 draws has the relative error √(2/1700).
-    assert relative(mean[-3:], exact[-3:]) < 4 * (2 / 1700) ** 0.5
-    assert relative(mean, exact) < 0.2
+    exact, mean = ggn_diagonal(problem), ggn_diagonal(problem, kind="mc", draws=30)
+    # The last biases see u² = 2ε² alone: the mean of 30 × 17 draws has the relative error √(2/510).
+    assert relative(mean[-3:], exact[-3:]) < 4 * (2 / 510) ** 0.5
+    assert relative(mean, exact) < 0.3
 
 
 def test_the_same_seed_draws_the_same() -> None:
@@ -118,6 +118,12 @@ def test_the_operator_has_the_functions_of_its_entries() -> None:
     assert set(A.forms.values()) == {"exact diagonal"}
 
 
+def test_a_long_wait_is_announced() -> None:
+    loss, wide = recognise(nn.MSELoss()), torch.zeros(2, 1100)
+    with pytest.warns(CostWarning, match=r"1,100 sites with 1 directions each takes 1,100 backward passes"):
+        next(curvature_roots(loss, wide, wide))
+
+
 def test_refusals_show_the_scene() -> None:
     model, _ = BY_NAME["mlp"].model_and_data()
     batches = [(features((6,), 5)[0], labels((6,), 3)[0])]
@@ -132,5 +138,5 @@ def test_refusals_show_the_scene() -> None:
     wide = Problem(nn.Linear(5, 1000).double(), nn.CrossEntropyLoss(), batches)
     with pytest.raises(OperatorError, match=r"at most 4096 parameters for dense blocks, found 5,000 in weight"):
         GGNBlocks(wide)
-    with pytest.raises(OperatorError, match="needs the model's outputs"):
+    with pytest.raises(OperatorError, match="the model's outputs"):
         ggn_diagonal(BY_NAME["from-loss"].problem())

@@ -271,7 +271,7 @@ def test_refusals_show_the_scene() -> None:
     problem = BY_NAME["mlp"].problem()
     with pytest.raises(OperatorError, match="'expand' or 'reduce', found 'both'"):
         KFAC(problem, sharing="both")
-    with pytest.raises(OperatorError, match="needs the model's outputs"):
+    with pytest.raises(OperatorError, match="the model's outputs"):
         KFAC(BY_NAME["from-loss"].problem())
     linear = Problem(problem.model, lambda out, y: out.mean(), list(problem.batches))
     with pytest.raises(OperatorError, match="linear in them"):

@@ -217,7 +217,7 @@ def test_refusals_show_the_scene() -> None:
         fisher_spectrum(family.problem(), k=0)
     with pytest.raises(OperatorError, match=r"to fit 1 KiB, found .* after 7 rows"):
         ggn_spectrum(family.problem(memory=1024))
-    with pytest.raises(OperatorError, match="needs the model's outputs"):
+    with pytest.raises(OperatorError, match="the model's outputs"):
         NTK(BY_NAME["from-loss"].problem())
     with pytest.raises(OperatorError, match="couple the samples"):
         fisher_spectrum(BY_NAME["convnet"].problem(mode="train"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from theodolite.errors import OperatorError
+from theodolite.errors import CostWarning, OperatorError
 from theodolite.problem import OutputLoss
 from theodolite.problem.criteria import BinaryCrossEntropy, CrossEntropy, SquaredError
 
@@ -17,6 +18,8 @@ from theodolite.problem.criteria import BinaryCrossEntropy, CrossEntropy, Square
 ROUNDING = 64
 # Curvature among the outputs of one sample is decomposed densely up to this many outputs.
 MOST_COUPLED = 4096
+# Backward passes that are worth a warning.
+MANY = 1024
 
 
 def curvature_roots(loss: OutputLoss, outputs: Float[Tensor, "b *out"], targets: Any) -> Iterator[Tensor]:
@@ -37,6 +40,14 @@ def curvature_roots(loss: OutputLoss, outputs: Float[Tensor, "b *out"], targets:
     """
     sites = _Sites(loss, outputs)
     roots = _site_roots(loss, outputs, targets, sites)
+    passes = roots.shape[1] * roots.shape[3]
+    if passes > MANY:
+        warnings.warn(
+            f"The exact curvature of {roots.shape[1]:,} sites with {roots.shape[3]} directions each takes {passes:,} backward "
+            "passes for every batch. kind='mc' takes one, kind='empirical' too.",
+            CostWarning,
+            stacklevel=2,
+        )
     for site in range(roots.shape[1]):
         for column in range(roots.shape[3]):
             values = roots.new_zeros(roots.shape[:3])

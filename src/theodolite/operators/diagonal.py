@@ -35,7 +35,7 @@ def ggn_diagonal(problem: Problem, *, kind: str = "exact", draws: int = 1, seed:
 
     Example:
         >>> problem = Problem(nn.Linear(3, 2), nn.MSELoss(), [(torch.ones(4, 3), torch.zeros(4, 2))])
-        >>> ggn_diagonal(problem).tolist()
+        >>> [round(entry, 4) for entry in ggn_diagonal(problem).tolist()]
         [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 
     References:

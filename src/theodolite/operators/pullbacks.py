@@ -13,6 +13,7 @@ from theodolite.errors import OperatorError
 from theodolite.operators.capture import Captured, Use, capture
 from theodolite.operators.capture.combined import combined
 from theodolite.operators.cotangents import curvature_roots, sampled_roots
+from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, Problem
 from theodolite.problem.objective import pair, with_outputs
 
@@ -62,7 +63,7 @@ class Pullbacks:
         passes: backward passes over the whole data so far.
 
     Raises:
-        OperatorError: an option is unknown, or outputs are needed and not known.
+        OperatorError: an option is unknown, outputs are needed and not known, or the data is sharded over ranks.
     """
 
     def __init__(self, problem: Problem, *, kind: str, draws: int = 1, seed: int = 0) -> None:
@@ -70,6 +71,7 @@ class Pullbacks:
             raise OperatorError(f"Expected kind to be one of {', '.join(map(repr, KINDS))}, found {kind!r}.")
         if draws < 1:
             raise OperatorError(f"Expected at least one draw a sample, found draws={draws}.")
+        refuse_sharded(problem)
         if kind != "empirical":
             with_outputs(problem.objective)
         self.problem = problem
