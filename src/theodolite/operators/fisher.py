@@ -13,7 +13,7 @@ from theodolite.errors import OperatorError
 from theodolite.operators.covariance import refuse_coupled_samples, shares_graph
 from theodolite.operators.graphs import Graph, SandwichGraph, Tensors
 from theodolite.operators.outputs import outputs_of
-from theodolite.operators.problem_operator import ProblemOperator
+from theodolite.operators.problem_operator import ProblemOperator, rows_of
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.predictive import Predictive, has_density, no_density, predictive
 from theodolite.records import Estimate
@@ -89,8 +89,9 @@ class Fisher(ProblemOperator):
         """
         if self.kind != "mc":
             return Estimate(float(v.double() @ (self @ v).double()), 0.0)
-        parts, sums = self.problem.layout.unflatten(v), []
-        with self.problem.session(), self._together(v[None]):
+        rows, sums = rows_of(v[:, None]), []
+        parts = self.problem.layout.unflatten(rows[0])
+        with self.problem.session(), self._together(rows):
             point = self._prepare()
             for graph, chunk, buffers in self._visit(point):
                 assert isinstance(graph, SampledGraph)

@@ -12,6 +12,7 @@ from theodolite.linalg import LinearOperator
 from theodolite.operators.certificate import clock
 from theodolite.operators.graphs import Graph, OutputGraph
 from theodolite.operators.outputs import outputs_of
+from theodolite.operators.problem_operator import rows_of
 from theodolite.operators.stacked import StackedOperator, refuse_sharded
 from theodolite.problem import Chunk, Point, Problem
 
@@ -56,8 +57,8 @@ class Jacobian(StackedOperator):
     def pull(self, rows: Float[Tensor, "k m"]) -> Float[Tensor, "k n"]:
         """The products of Jᵀ with k vectors."""
         start = clock(self.problem)
-        total = rows.new_zeros(rows.shape[0], self.shape[1])
         with self.problem.session():
+            total = rows.new_zeros(rows.shape[0], self.shape[1])
             point = self._prepare()
             for (graph, chunk, buffers), piece in zip(self._visit(point), rows.split(self.rows, dim=1), strict=True):
                 assert isinstance(graph, OutputGraph)
@@ -100,4 +101,4 @@ class JacobianTranspose(LinearOperator):
         self.T = jacobian
 
     def _matmat(self, V: Float[Tensor, "m k"]) -> Float[Tensor, "n k"]:
-        return self.T.pull(V.T).T
+        return self.T.pull(rows_of(V)).T

@@ -136,7 +136,7 @@ class ProblemOperator(LinearOperator):
         Cost: k products.
         """
         start = clock(self.problem)
-        rows, forms = _rows(V), []
+        rows, forms = rows_of(V), []
         with self.problem.session(), self._together(rows):
             total = torch.zeros_like(rows)
             point = self._prepare()
@@ -169,7 +169,7 @@ class ProblemOperator(LinearOperator):
 
     def _matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
         start = clock(self.problem)
-        rows = _rows(V)
+        rows = rows_of(V)
         with self.problem.session(), self._together(rows):
             point = self._prepare()
             combined = self._combined((product for _, _, product in self._walk(rows, point)), rows)
@@ -359,7 +359,7 @@ class ProblemOperator(LinearOperator):
         return int(min(WIDEST, max(1.0, self._cap / each)))
 
 
-def _rows(V: Float[Tensor, "n k"]) -> Float[Tensor, "k n"]:
+def rows_of(V: Float[Tensor, "n k"]) -> Float[Tensor, "k n"]:
     """The columns as rows, usable in autograd also where they were made in inference mode."""
     return V.T.clone(memory_format=torch.contiguous_format) if V.is_inference() else V.T.contiguous()
 
