@@ -22,7 +22,7 @@ MODELS = {
 Estimator = Callable[..., TraceEstimate]
 
 
-@pytest.mark.parametrize("products", [12, 24])
+@pytest.mark.parametrize("products", [12, pytest.param(24, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", MODELS)
 def test_intervals_of_xtrace_cover_with_few_vectors(name: str, products: int) -> None:
     A, exact = with_spectrum(MODELS[name]), MODELS[name].sum()
@@ -35,7 +35,7 @@ def test_intervals_of_xtrace_cover_with_few_vectors(name: str, products: int) ->
     assert abs(bias) < 4 * np.std([one.value for one in found]) / math.sqrt(200)
 
 
-@pytest.mark.parametrize("products", [6, 12])
+@pytest.mark.parametrize("products", [6, pytest.param(12, marks=pytest.mark.slow)])
 def test_intervals_of_xnystrace_cover_with_few_vectors(products: int) -> None:
     for spectrum in (MODELS["outliers"], DECAYING):
         A, exact = with_spectrum(spectrum), spectrum.sum()

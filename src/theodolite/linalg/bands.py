@@ -62,7 +62,7 @@ def cumulative(quadrature: Quadrature, points: Float[np.ndarray, " g"], *, level
         >>> from theodolite.linalg import Diagonal, cumulative, slq
         >>> A = Diagonal(torch.linspace(0, 1, 400, dtype=torch.float64))
         >>> share = cumulative(slq(A, probes=4, steps=30), np.array([0.25, 2.0]))
-        >>> bool(share.lower[0] < 0.25 < share.upper[0]), float(share.value[1])
+        >>> bool(share.lower[0] < 0.25 < share.upper[0]), round(float(share.value[1]), 9)
         (True, 1.0)
 
     References:
@@ -85,6 +85,14 @@ def mass(quadrature: Quadrature, lower: float, upper: float, *, level: float = 0
 
     Raises:
         OperatorError: lower is above upper, or level is not between 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> from theodolite.linalg import Diagonal, decompose, mass
+        >>> A = Diagonal(torch.linspace(-1, 3, 400, dtype=torch.float64))
+        >>> found = mass(decompose(A, k=1, steps=60).quadrature, -float("inf"), 0.0)
+        >>> bool(found.lower < 0.25 < found.upper)
+        True
     """
     if not lower <= upper:
         raise OperatorError(f"mass(lower, upper) expects lower ≤ upper, found {lower} and {upper}.")

@@ -77,7 +77,8 @@ def iterate(
         done = krylov.exhausted or krylov.products >= limit
         full = len(krylov) == capacity
         enough = krylov.products >= least
-        if done or full or krylov.invariant or len(krylov) % _check_interval(len(krylov)) == 0:
+        due = krylov.products == least or len(krylov) % _check_interval(len(krylov)) == 0
+        if done or full or krylov.invariant or due:
             ritz = krylov.ritz()
             settled = rule.settles(krylov, ritz) or krylov.exhausted
             done = done or (settled and (enough or (krylov.invariant and not spans)))

@@ -114,6 +114,15 @@ def nystrom(
         OperatorError: A is not symmetric or not semidefinite, rank, damping or memory make no sense.
         NonFiniteError: a product is not finite.
 
+    Example:
+        >>> import torch
+        >>> from theodolite.linalg import Diagonal, cg, nystrom
+        >>> A = Diagonal(1 / torch.arange(1.0, 201, dtype=torch.float64) ** 2)
+        >>> b = torch.ones(200, dtype=torch.float64)
+        >>> sketched = nystrom(A, rank=30, damping=1e-3)
+        >>> cg(A.shift(1e-3), b, preconditioner=sketched).products < cg(A.shift(1e-3), b).products / 2
+        True
+
     References:
         Frangella, Tropp, Udell (2023), Randomized Nyström preconditioning.
     """

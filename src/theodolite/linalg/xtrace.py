@@ -61,11 +61,11 @@ def xtrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 *
         # The vectors' products depend on each other: the sketch holds the whole range.
         return exact_trace(float(np.trace(H)), products=spent)
     squares, n = (_small(Omega) ** 2).sum(axis=0), A.shape[0]
-    samples = _xtrace_samples(R, H, W, T, squares, n)
+    samples, S = _xtrace_samples(R, H, W, T, squares, n), exchange_directions(R)
 
     def without(i: int) -> float:
         kept = np.arange(len(samples)) != i
-        V = scipy.linalg.null_space(exchange_directions(R)[:, [i]].T)
+        V = scipy.linalg.null_space(S[:, [i]].T)
         smaller = (V.T @ R[:, kept], V.T @ H @ V, V.T @ W[:, kept], V.T @ T[:, kept], squares[kept], n)
         return float(_xtrace_samples(*smaller).mean())
 
