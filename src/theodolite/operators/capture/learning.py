@@ -16,6 +16,8 @@ from theodolite.problem import Chunk, Problem
 from theodolite.problem.data import split
 
 Key = tuple[object, ...]
+# For every layout that a site may have, gradients of samples.
+Parts = list[tuple[AxisLayout, Tensor]]
 
 
 @dataclass(eq=False)
@@ -60,20 +62,21 @@ def layouts_of(run: Pass) -> Known:
 
 
 def _learn(run: Pass) -> Known:
-    samples = run.chunk.samples
     plain = _without_dropout(run)
     noise = _noise(plain)
-    batch, lost = _gradients(plain, noise)
-    alone = {}
-    for index in (0, samples - 1):
+    ends = (0, run.chunk.samples - 1)
+    inside, lost = _gradients(plain, noise, lambda layout, folded: folded[[*ends]])
+    alone = []
+    for index in ends:
         single = forward(plain.problem, _sample(run.chunk, index), run.point)
-        found, _ = _gradients(single, None if noise is None else noise[index : index + 1])
-        alone[index] = {site.key: gradient for site, gradient in found}
+        own = None if noise is None else noise[index : index + 1]
+        found, _ = _gradients(single, own, lambda layout, folded: folded)
+        alone.append({key: {layout.axis: part for layout, part in parts} for key, parts in found.items()})
     tolerance = tolerance_of(run.problem.dtype)
     layouts: dict[Key, Layout | None] = {}
     worst = 0.0
-    for site, gradient in batch:
-        layouts[site.key], deviation = _fitting(site, gradient, alone, samples, tolerance)
+    for key, parts in inside.items():
+        layouts[key], deviation = _fitting(parts, [found.get(key, {}) for found in alone], tolerance)
         worst = max(worst, deviation)
     unfit = [site for site in run.sites if layouts.get(site.key, 0) is None]
     if unfit:
@@ -98,39 +101,44 @@ def _noise(run: Pass) -> Tensor | None:
     return torch.randn(run.outputs.shape, generator=generator, dtype=torch.float32).to(run.outputs)
 
 
-def _gradients(run: Pass, noise: Tensor | None) -> tuple[list[tuple[Site, Tensor]], set[str]]:
-    """The gradient at every site of the loss plus a random function of the outputs, and parameters that pass them by."""
-    found: dict[int, Tensor] = {}
+def _gradients(
+    run: Pass, noise: Tensor | None, part: Callable[[Layout, Tensor], Tensor]
+) -> tuple[dict[Key, Parts], set[str]]:
+    """Parts of the gradient of the loss plus a random function of the outputs, at every site and for every layout that it
+    may have, and the parameters that pass the sites by."""
+    found: dict[Key, Parts] = {}
 
     def take(site: Site, gradient: Tensor) -> None:
-        found[site.index] = found[site.index] + gradient if site.index in found else gradient
+        gradient = gradient.nan_to_num(0.0)
+        parts = [
+            (layout, part(layout, layout.fold(gradient, site.trailing)))
+            for layout in candidates(site.shape, site.trailing, run.chunk.samples)
+        ]
+        before = found.get(site.key)
+        found[site.key] = (
+            parts if before is None else [(x, a + b) for (x, a), (_, b) in zip(before, parts, strict=True)]
+        )
 
     missed = {*run.differentiate(None, take, retain=True)}
     if noise is not None:
         missed.update(run.differentiate(noise, take, retain=True))
-    return [(run.sites[index], gradient.nan_to_num(0.0)) for index, gradient in found.items()], missed
+    return found, missed
 
 
 def _sample(chunk: Chunk, index: int) -> Chunk:
     return replace(chunk, batch=split(chunk.batch, 1)[index], samples=1)
 
 
-def _fitting(
-    site: Site, gradient: Tensor, alone: dict[int, dict[Key, Tensor]], samples: int, tolerance: float
-) -> tuple[Layout | None, float]:
+def _fitting(parts: Parts, alone: list[dict[int, Tensor]], tolerance: float) -> tuple[Layout | None, float]:
     """The first layout under which both samples have the gradients that they have alone, and how well it fits."""
-    for layout in candidates(site.shape, site.trailing, samples):
-        folded = layout.fold(gradient, site.trailing)
-        single = AxisLayout(layout.axis, 1)
-        deviation = 0.0
-        for index, gradients in alone.items():
-            found = gradients.get(site.key)
-            expected = torch.zeros_like(folded[0]) if found is None else single.fold(found, site.trailing)[0]
-            if expected.shape != folded[index].shape:
-                break
-            scale = float(expected.norm()) or float(gradient.norm()) or 1.0
-            deviation = max(deviation, float((folded[index] - expected).norm()) / scale)
-        else:
+    for layout, folded in parts:
+        expected = [found.get(layout.axis) for found in alone]
+        shapes = {part.shape for part in expected if part is not None}
+        size = sum(float(part.square().sum()) for part in expected if part is not None)
+        # Where both samples have no gradient, nothing can be said.
+        if shapes == {folded[:1].shape} and size > 0:
+            together = torch.cat([torch.zeros_like(folded[:1]) if part is None else part for part in expected])
+            deviation = float((folded - together).square().sum() / size) ** 0.5
             if deviation <= tolerance:
                 return layout, deviation
     return None, 0.0
@@ -151,8 +159,9 @@ def _by_weights(run: Pass, sites: list[Site], layouts: dict[Key, Layout | None])
     weights = 1 + torch.arange(run.chunk.samples, device=noise.device, dtype=noise.dtype) / run.chunk.samples
     plain: dict[int, Tensor] = {}
     scaled: dict[int, Tensor] = {}
-    run.differentiate(noise, _into(plain), retain=True, root=root)
-    run.differentiate(place.weighted(noise, weights), _into(scaled), retain=True, root=root)
+    wanted = {site.index for site in sites}
+    run.differentiate(noise, _into(plain, wanted), retain=True, root=root)
+    run.differentiate(place.weighted(noise, weights), _into(scaled, wanted), retain=True, root=root)
     # Gradients are linear in the cotangent up to rounding, while weights are 1/B apart.
     tolerance = 0.1 * tolerance_of(run.problem.dtype)
     if tolerance * run.chunk.samples > 0.25:
@@ -190,9 +199,10 @@ def _scaled_layout(site: Site, plain: Tensor, scaled: Tensor, weights: Tensor, t
     return _rows(plain, scaled, weights, tolerance) if plain.dim() == 2 else None
 
 
-def _into(store: dict[int, Tensor]) -> Callable[[Site, Tensor], None]:
+def _into(store: dict[int, Tensor], wanted: set[int]) -> Callable[[Site, Tensor], None]:
     def take(site: Site, gradient: Tensor) -> None:
-        store[site.index] = gradient
+        if site.index in wanted:
+            store[site.index] = gradient
 
     return take
 

@@ -140,13 +140,17 @@ class Use(ABC):
         total = torch.zeros(self.samples, other.samples, dtype=torch.float64)
         for start, stop in slabs(self, other):
             mine = self.slab(start, stop).flatten(1)
-            theirs = mine if other is self else other.slab(start, stop).flatten(1)
-            total += (mine @ theirs.T).double().cpu()
+            if other is self:
+                _add_square(total, mine)
+            else:
+                total += (mine @ other.slab(start, stop).flatten(1).T).double().cpu()
         return total
 
 
 # Bytes of materialised gradients at a time: larger slabs save no time, smaller ones lose it to many small products.
 SLAB = 8 * 2**20
+# Below this many samples half a product takes as long as a whole one.
+FEW = 16
 
 
 def slabs(*uses: Use, cap: int = SLAB) -> list[tuple[int, int]]:
@@ -155,6 +159,17 @@ def slabs(*uses: Use, cap: int = SLAB) -> list[tuple[int, int]]:
     width = max(1, sum(use.samples for use in uses) * block.columns * 4)
     step = max(1, cap // width)
     return [(start, min(start + step, block.rows)) for start in range(0, block.rows, step)]
+
+
+def _add_square(total: Float[Tensor, "b b"], rows: Float[Tensor, "b n"]) -> None:
+    """Add the rows' dot products; of those between the first and the second half only one of the two equal blocks is
+    multiplied."""
+    half = len(rows) // 2 if len(rows) >= FEW else 0
+    upper = (rows[:half] @ rows.T).double().cpu()
+    lower = (rows[half:] @ rows[half:].T).double().cpu()
+    total[:half] += upper
+    total[half:, :half] += upper[:, half:].T
+    total[half:, half:] += lower
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
