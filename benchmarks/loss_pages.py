@@ -81,11 +81,12 @@ def _cards() -> list[str]:
 
 
 def carded() -> list[Callable[..., Tensor]]:
-    """The losses whose only inputs are logits and classes."""
-    fit = [e for e in losses.LOSSES.values() if e.kind == "classes"]
-    # a loss with detached weights has a gradient that is not its value's: its card would mix two functions
-    left_out = {"counts", "detach_weight"}
-    return [e.function for e in fit if not left_out & set(inspect.signature(e.function).parameters)]
+    """The losses whose only inputs are logits and classes.
+
+    One with detached weights has a gradient that is not its value's: its card would mix two functions.
+    """
+    found = losses.profiled()["classes"]
+    return [function for function in found if "detach_weight" not in inspect.signature(function).parameters]
 
 
 def _profiles() -> list[str]:

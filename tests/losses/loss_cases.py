@@ -104,6 +104,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "taylor_softmax_ce": [{}, {"order": 4}],
     "sparse_softmax_ce": [{"k": 2}, {"k": 4}],
     "hinge": [{}, {"power": 2.0}],
+    "angular_margin": [{"scale": 4.0, "kind": "cosine"}, {"scale": 4.0}],
+    "circle_classes": [{"gamma": 2.0, "detach_weight": False}],
     "ldam": [{"counts": COUNTS, "scale": 3.0}],
     "vs_loss": [{"counts": COUNTS}],
     "integrated_risk": [{"counts": COUNTS, "utility": losses.tail_sensitive_utility(COUNTS), "utility_weight": 2.0}],

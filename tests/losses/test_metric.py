@@ -242,3 +242,28 @@ def test_batch_normalisation_balances_the_bits() -> None:
         balance[normalised] = float((start - 0.5).abs().mean()), float((bits[1:] - 0.5).abs().mean())
     assert balance[True][0] < 0.5 * balance[False][0]  # already before training
     assert balance[True][1] < 0.05
+
+
+def test_class_form_of_the_circle_is_the_pair_form_on_class_vectors() -> None:
+    s, y = drawn(6, 4).clamp(-1, 1), torch.tensor([0, 1, 2, 3, 0, 1])
+    up, down = s.gather(1, y[:, None]), s.clone()
+    down = down[F.one_hot(y, 4) == 0].reshape(6, 3)
+    alpha_up, alpha_down = (1.25 - up).clamp(min=0), (down + 0.25).clamp(min=0)
+    expected = F.softplus((8 * alpha_down * (down - 0.25)).logsumexp(1) - 8 * (alpha_up * (up - 0.75))[:, 0])
+    torch.testing.assert_close(losses.circle_classes(s, y, gamma=8.0, reduction="none"), expected)
+    fixed = torch.log1p(torch.exp(8 * (down - up + 1 - 0.5)).sum(1))  # weights of 1: AM-softmax with margin 1 − 2m
+    logits = torch.cat([up - 0.5, down], 1)
+    torch.testing.assert_close(F.cross_entropy(8 * logits, torch.zeros(6).long(), reduction="none"), fixed)
+
+
+def test_angular_margins_are_cosine_margins_where_they_should_be() -> None:
+    s, y = drawn(6, 4).clamp(-0.9, 0.9), torch.tensor([0, 1, 2, 3, 0, 1])
+    plain = F.cross_entropy(5 * s, y)
+    for kind in ("angle", "cosine"):
+        torch.testing.assert_close(losses.angular_margin(s, y, scale=5.0, margin=0.0, kind=kind), plain)
+    moved = s - 0.3 * F.one_hot(y, 4)
+    torch.testing.assert_close(
+        losses.angular_margin(s, y, scale=5.0, margin=0.3, kind="cosine"), F.cross_entropy(5 * moved, y)
+    )
+    turned = torch.where(F.one_hot(y, 4) > 0, torch.cos(torch.arccos(s) + 0.3), s)
+    torch.testing.assert_close(losses.angular_margin(s, y, scale=5.0, margin=0.3), F.cross_entropy(5 * turned, y))

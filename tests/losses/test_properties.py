@@ -16,7 +16,7 @@ from theodolite.losses.registry import LossModule, module_of
 # losses whose options hold a tensor of four classes are drawn with four
 CLASSES = cases("classes")
 FIXED = {"ldam", "vs_loss"}
-relaxed = settings(max_examples=120, deadline=None)
+relaxed = settings(max_examples=50, deadline=None)
 
 
 @st.composite

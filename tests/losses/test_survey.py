@@ -15,7 +15,7 @@ from losses.loss_cases import SAMPLES, Case, cases
 from theodolite import losses
 from theodolite.errors import OperatorError, ProblemError
 from theodolite.losses.registry import module_of
-from theodolite.operators import GGN, GradientCovariance, Hessian
+from theodolite.operators import GGN, Fisher, GradientCovariance, Hessian
 from theodolite.problem import Problem
 
 WEIGHT = torch.tensor([0.5, 2.0, 0.0, 1.5], dtype=torch.float64)
@@ -28,7 +28,12 @@ APART = [case for case in cases("labels", "values") if not case.entry.coupled]
 
 
 def each(found: list[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", found, ids=[case.id for case in found])
+    """One case a loss by default; further options of the same loss are slow."""
+    names = [case.entry.name for case in found]
+    marks = [pytest.mark.slow if name in names[:i] else () for i, name in enumerate(names)]
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, marks=mark, id=case.id) for case, mark in zip(found, marks, strict=True)]
+    )
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -248,3 +253,11 @@ def test_coupling_is_declared_where_samples_see_each_other() -> None:
         for i in rows:
             moved[i][0] = moved[i][0].flip(0) if moved[i][0].ndim else moved[i][0] * 0.9
         torch.testing.assert_close(case(*moved, reduction="none")[1:], single[1:], msg=case.id)
+
+
+def test_fisher_of_observed_targets_is_the_gradient_covariance_and_others_need_a_density() -> None:
+    model, batches = classified(CLASSES[0])
+    problem = Problem(model, losses.FocalLoss(weight=WEIGHT), batches)
+    close(Fisher(problem, kind="empirical").dense(), GradientCovariance(problem).dense())
+    with pytest.raises(OperatorError, match="negative logarithm of a known density"):
+        Fisher(problem)

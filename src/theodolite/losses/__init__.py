@@ -20,6 +20,7 @@ from torch.nn.functional import (
     triplet_margin_loss,
 )
 
+from theodolite.losses.angular import AngularMarginLoss, CircleClassesLoss, angular_margin, circle_classes
 from theodolite.losses.calibration import (
     CorrectnessAwareLoss,
     HCalibrationLoss,
@@ -495,6 +496,7 @@ __all__ = [
     "ALDRKLLoss",
     "AULLoss",
     "AlignmentLoss",
+    "AngularMarginLoss",
     "AnnealedPenalty",
     "AnyLoss",
     "AsymmetricLoss",
@@ -512,6 +514,7 @@ __all__ = [
     "CPOLoss",
     "Card",
     "CharbonnierLoss",
+    "CircleClassesLoss",
     "CircleLoss",
     "ClassCompactnessLoss",
     "ClassSeparationLoss",
@@ -654,6 +657,7 @@ __all__ = [
     "agce_hess",
     "alignment",
     "angular_hardness",
+    "angular_margin",
     "any_loss",
     "asymmetric",
     "asymmetric_single_label",
@@ -679,6 +683,7 @@ __all__ = [
     "check_batches",
     "check_second_order",
     "circle",
+    "circle_classes",
     "cisir",
     "class_compactness",
     "class_separation",

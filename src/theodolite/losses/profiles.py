@@ -185,7 +185,10 @@ def _centred(margins: Tensor, classes: int) -> Tensor:
 
 
 def profiled() -> dict[Kind, tuple[Callable[..., Tensor], ...]]:
-    """Return the losses of this room that have a profile with their default options, by kind."""
+    """Return the losses of this room that have a profile with their default options, by kind.
+
+    Left out are those of cosines, which do not reach the ends of the grid.
+    """
     found: dict[Kind, tuple[Callable[..., Tensor], ...]] = {}
     for kind in ALONG:
         entries = [e for e in LOSSES.values() if e.kind == kind and not e.coupled]
@@ -194,6 +197,7 @@ def profiled() -> dict[Kind, tuple[Callable[..., Tensor], ...]]:
 
 
 def _has_defaults(function: Callable[..., Tensor]) -> bool:
-    """Whether every option has a default."""
-    options = [p for p in inspect.signature(function).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    return all(option.default is not inspect.Parameter.empty for option in options)
+    """Whether every option has a default and the inputs are not cosines."""
+    parameters = inspect.signature(function).parameters
+    options = [p for p in parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return "cosines" not in parameters and all(option.default is not inspect.Parameter.empty for option in options)
