@@ -35,7 +35,11 @@ def free_inputs(case: Case, inputs: tuple[Tensor, ...]) -> tuple[list[int], tupl
 
 
 @each(ALL)
-def test_first_and_second_derivatives_equal_differences(case: Case) -> None:
+@pytest.mark.parametrize(
+    "every", [pytest.param(False, id="projected"), pytest.param(True, id="entry by entry", marks=pytest.mark.slow)]
+)
+def test_first_and_second_derivatives_equal_differences(case: Case, every: bool) -> None:
+    """Along random directions by default."""
     inputs = case.inputs()
     free, leaves = free_inputs(case, inputs)
 
@@ -45,10 +49,10 @@ def test_first_and_second_derivatives_equal_differences(case: Case) -> None:
             merged[i] = value
         return case(*merged)
 
-    assert gradcheck(function, leaves)
+    assert gradcheck(function, leaves, fast_mode=not every)
     gradients = torch.autograd.grad(function(*leaves).sum(), leaves, create_graph=True)
     if any(gradient.requires_grad for gradient in gradients):  # else piecewise linear: the second derivative is 0
-        assert gradgradcheck(function, leaves, gen_non_contig_grad_outputs=True)
+        assert gradgradcheck(function, leaves, gen_non_contig_grad_outputs=True, fast_mode=not every)
 
 
 @each(CLASSES)
