@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from families import BY_NAME, dense_oracle
 from records.published_jackknife import published
-from theodolite.errors import DataError, ProblemError
+from theodolite.errors import DataError, OperatorError, ProblemError
 from theodolite.measures import density, spectrum, trace
 from theodolite.measures.samples import Precision, enough
 from theodolite.measures.subject import OPERATORS
@@ -178,3 +178,33 @@ def test_a_density_of_one_probe_knows_its_error() -> None:
     found = density(BY_NAME["transformer"].problem(), probes=1, steps=30)
     assert 0 < found.trace.stderr < np.inf
     assert abs(found.trace.value - exact.sum()) < 4 * found.trace.stderr
+
+
+@pytest.mark.parametrize("method", ["hutch++", "xtrace", "xnystrace"])
+def test_methods_of_the_trace_are_within_their_errors(method: str) -> None:
+    problem = BY_NAME["mlp"].problem()
+    exact = float(OPERATORS["ggn"](problem).dense().trace())
+    found = trace(problem, probes=24, method=method, operator="ggn")
+    assert found.method == method
+    assert found.cost.products <= 24
+    assert abs(found.value - exact) <= 4 * found.stderr + 1e-9 * exact
+
+
+def test_known_pairs_leave_the_error_of_the_rest() -> None:
+    problem = BY_NAME["convnet"].problem()
+    dense = OPERATORS["hessian"](problem).dense()
+    known = spectrum(problem, k=6, which="both", tol=1e-6)
+    plain, deflated = trace(problem, probes=24), trace(problem, probes=24, spectrum=known)
+    assert deflated.stderr < plain.stderr / 2
+    assert abs(deflated.value - float(dense.trace())) < 4 * deflated.stderr
+    for layer, where in problem.layout.layer_slices.items():
+        estimate = deflated.by_layer[layer]
+        assert abs(estimate.value - float(dense[where, where].trace())) < 4.5 * estimate.stderr + 1e-12
+    shape = density(problem, probes=3, steps=10, spectrum=known)
+    assert shape.deflated == 12
+    np.testing.assert_allclose(shape.nodes[0, :12], known.eigenvalues, rtol=1e-9)
+    assert abs(shape.trace.value - float(dense.trace())) < 5 * shape.trace.stderr
+    with pytest.raises(ProblemError, match=r"Expected a spectrum with method='hutchinson'.*method='xtrace'"):
+        trace(problem, method="xtrace", spectrum=known)
+    with pytest.raises(OperatorError, match=r"spectrum of the ggn of this problem's .* found that of the hessian"):
+        trace(problem, operator="ggn", spectrum=known)

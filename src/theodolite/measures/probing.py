@@ -5,17 +5,22 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from theodolite.errors import ProblemError
-from theodolite.linalg import TraceEstimate, hutchinson, hutchpp, slq
+from theodolite.linalg import TraceEstimate, hutchinson, hutchpp, slq, xnystrace, xtrace
+from theodolite.measures.beside import whole_rules
 from theodolite.measures.samples import Samples, enough, precision_of_trace
 from theodolite.measures.subject import OperatorName, Remembering, context_of, operator_of
+from theodolite.measures.verification import known_pairs
+from theodolite.operators import ProblemOperator
 from theodolite.problem import Problem
-from theodolite.records import Density, Trace
+from theodolite.records import Density, Spectrum, Trace
 from theodolite.records.jackknife import jackknife_stderr
+
+Method = Literal["hutchinson", "hutch++", "xtrace", "xnystrace"]
 
 
 def density(
@@ -24,6 +29,7 @@ def density(
     probes: int = 4,
     steps: int = 40,
     operator: OperatorName = "hessian",
+    spectrum: Spectrum | None = None,
     seed: int = 0,
     step: int | None = None,
 ) -> Density:
@@ -37,10 +43,12 @@ def density(
         probes: random vectors; errors over them fall with the square root of their number.
         steps: Lanczos steps; nodes of each rule.
         operator: as for ``spectrum``.
+        spectrum: of this problem at this point; its converged pairs are counted exactly and projected out of the probes.
         seed: of the probes.
         step: optimiser step, kept in the record.
 
     Raises:
+        OperatorError: the spectrum is of another problem or holds no eigenvectors.
         DerivativeError: second derivatives are missing or wrong.
         NonFiniteError: loss or product is not finite.
 
@@ -50,18 +58,21 @@ def density(
     """
     started = time.perf_counter()
     H = operator_of(problem, operator)
-    rules = slq(H, probes=probes, steps=min(steps, problem.n), seed=seed, memory=problem.memory)
+    known = None if spectrum is None else known_pairs(problem, spectrum, operator=operator)
+    rules = slq(H, probes=probes, steps=min(steps, problem.n), seed=seed, deflate=known, memory=problem.memory)
+    nodes, weights = whole_rules(rules)
     return Density(
         step=step,
         cost=replace(H.cost, seconds=time.perf_counter() - started),
         seed=seed,
         notes=tuple(H.notes),
         context=context_of(problem, H),
-        nodes=rules.nodes.numpy(),
-        weights=rules.weights.numpy(),
+        nodes=nodes,
+        weights=weights,
         operator=operator,
         size=problem.n,
-        uniform=True,
+        deflated=len(rules.known),
+        uniform=rules.uniform,
     )
 
 
@@ -69,8 +80,9 @@ def trace(
     problem: Problem,
     *,
     probes: int = 32,
-    method: Literal["hutchinson", "hutch++"] = "hutchinson",
+    method: Method = "hutchinson",
     operator: OperatorName = "hessian",
+    spectrum: Spectrum | None = None,
     samples: Samples = None,
     data_tol: float = 0.05,
     seed: int = 0,
@@ -78,51 +90,66 @@ def trace(
 ) -> Trace:
     """Trace with its standard error, and with Hutchinson's method that of every layer from the same probes.
 
-    Cost: ``probes`` products.
+    Cost: ``probes`` products. After a ``spectrum`` with probes there is nothing left to pay: it has a trace already.
 
     Args:
         problem: what to survey.
-        probes: products to spend; Hutch++ takes about a third of them as random samples, which its record counts.
-        method: ``"hutchinson"``, or ``"hutch++"``, which is more accurate where few eigenvalues dominate.
+        probes: products to spend; Hutch++ takes about a third of them as random samples, XTrace half, which their records
+            count.
+        method: ``"hutchinson"``; ``"hutch++"`` or ``"xtrace"``, which are more accurate where few eigenvalues dominate;
+            ``"xnystrace"``, twice as good as that for a positive operator.
         operator: as for ``spectrum``.
+        spectrum: of this problem at this point, for Hutchinson's method: its pairs are counted exactly and projected out of the
+            probes.
         samples: as for ``spectrum``; what ``"auto"`` holds to the tolerance is the error of the trace from the data.
         data_tol: relative error from the data that ``samples="auto"`` is to reach.
         seed: of the probes.
         step: optimiser step, kept in the record.
 
     Raises:
-        ProblemError: the method is unknown.
-        OperatorError: there are too few probes.
+        ProblemError: the method is unknown, or does not go with a spectrum.
+        OperatorError: there are too few probes or too many, the operator is not positive where it must be, or the spectrum is
+            of another problem or holds no eigenvectors.
         DerivativeError: second derivatives are missing or wrong.
         NonFiniteError: loss or product is not finite.
 
     References:
         Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990).
         Meyer, Musco, Musco, Woodruff, "Hutch++: optimal stochastic trace estimation" (2021).
+        Epperly, Tropp, Webber, "XTrace: making the most of every sample in stochastic trace estimation" (2024).
     """
-    if method not in ("hutchinson", "hutch++"):
-        raise ProblemError(f"Expected method 'hutchinson' or 'hutch++', found {method!r}.")
-    measure = partial(_trace, probes=probes, method=method, operator=operator, seed=seed, step=step)
+    if method not in get_args(Method):
+        raise ProblemError(f"Expected method to be one of {', '.join(map(repr, get_args(Method)))}, found {method!r}.")
+    if spectrum is not None and (method != "hutchinson" or samples is not None):
+        raise ProblemError(
+            f"Expected a spectrum with method='hutchinson' on the data it was measured on, found {method=}, {samples=}. The "
+            "other methods find the range of the operator themselves."
+        )
+    measure = partial(_trace, probes=probes, method=method, operator=operator, spectrum=spectrum, seed=seed, step=step)
     if samples is None:
         return measure(problem)
-    quick = partial(_trace, probes=min(probes, 8), method="hutchinson", operator=operator, seed=seed, step=step)
+    quick = partial(measure, probes=min(probes, 8), method="hutchinson")
     part = enough(problem, samples, lambda part: precision_of_trace(quick(part)), tol=data_tol, seed=seed)
     found = measure(part.problem)
     return found.replace(cost=found.cost + part.cost, notes=(*found.notes, *part.notes))
 
 
-def _trace(problem: Problem, *, probes: int, method: str, operator: str, seed: int, step: int | None) -> Trace:
+def _trace(
+    problem: Problem,
+    *,
+    probes: int,
+    method: Method,
+    operator: str,
+    spectrum: Spectrum | None,
+    seed: int,
+    step: int | None,
+) -> Trace:
     started = time.perf_counter()
     H = operator_of(problem, operator)
     layers = problem.layout.layer_slices if method == "hutchinson" else {}
-    data_stderr = float("nan")
-    if method == "hutchinson":
-        A = Remembering(H)
-        found = hutchinson(A, probes=probes, seed=seed, parts=tuple(layers.values()), memory=problem.memory)
-        without = A.left_out.mean(dim=1).numpy()
-        data_stderr = float(jackknife_stderr(without, whole=np.asarray(found.value), weights=A.weights.numpy()))
-    else:
-        found = hutchpp(H, products=probes, seed=seed, memory=problem.memory)
+    found, data_stderr = _estimate(
+        problem, H, operator=operator, probes=probes, method=method, spectrum=spectrum, seed=seed
+    )
     return Trace(
         step=step,
         cost=replace(H.cost, seconds=time.perf_counter() - started),
@@ -140,6 +167,31 @@ def _trace(problem: Problem, *, probes: int, method: str, operator: str, seed: i
         operator=operator,
         size=problem.n,
     )
+
+
+def _estimate(
+    problem: Problem,
+    H: ProblemOperator,
+    *,
+    operator: str,
+    probes: int,
+    method: Method,
+    spectrum: Spectrum | None,
+    seed: int,
+) -> tuple[TraceEstimate, float]:
+    """The trace, and its error from the data where that is known."""
+    if method != "hutchinson":
+        estimator = {"hutch++": hutchpp, "xtrace": xtrace, "xnystrace": xnystrace}[method]
+        return estimator(H, products=probes, seed=seed, memory=problem.memory), float("nan")
+    parts = tuple(problem.layout.layer_slices.values())
+    options: dict[str, Any] = {"probes": probes, "seed": seed, "parts": parts, "memory": problem.memory}
+    if spectrum is not None:
+        known = known_pairs(problem, spectrum, operator=operator)
+        return hutchinson(H, deflate=known, **options), float("nan")
+    A = Remembering(H)
+    found = hutchinson(A, **options)
+    without = A.left_out.mean(dim=1).numpy()
+    return found, float(jackknife_stderr(without, whole=np.asarray(found.value), weights=A.weights.numpy()))
 
 
 def _samples(found: TraceEstimate) -> int:

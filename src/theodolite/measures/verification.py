@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from theodolite.errors import OperatorError
 from theodolite.linalg import Eigenpairs
 from theodolite.operators import ProblemOperator
+from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
+from theodolite.records import Spectrum
 from theodolite.records.jackknife import jackknife_stderr
 
 SMALL = 1e-3  # eigenvalues below this share of the largest are judged against it
@@ -26,6 +29,33 @@ def verified(
     residuals = torch.where(gaps == 0, gaps, gaps / scale)
     errors = jackknife_stderr(to_numpy(left_out), whole=to_numpy(values), weights=to_numpy(weights))
     return to_numpy(values), to_numpy(residuals), errors
+
+
+def known_pairs(problem: Problem, spectrum: Spectrum, *, operator: str) -> Eigenpairs:
+    """The eigenpairs of a record as linear algebra takes them.
+
+    Raises:
+        OperatorError: the record holds no eigenvectors, or is of another problem or operator.
+    """
+    if spectrum.size != problem.n or spectrum.operator != operator or spectrum.eigenvectors is None:
+        without = " without eigenvectors" if spectrum.eigenvectors is None else ""
+        raise OperatorError(
+            f"Expected the spectrum of the {operator} of this problem's {problem.n:,} parameters with its eigenvectors, found that "
+            f"of the {spectrum.operator} of {spectrum.size:,}{without}. Measure it here, with a larger keep_vectors_below."
+        )
+    nothing = torch.zeros(0, dtype=torch.float64)
+    return Eigenpairs(
+        values=torch.from_numpy(spectrum.eigenvalues.copy()),
+        vectors=torch.from_numpy(spectrum.eigenvectors.copy()).to(problem.device, problem.dtype),
+        residuals=torch.from_numpy(spectrum.residuals.copy()),
+        converged=torch.from_numpy(spectrum.converged.copy()),
+        settled=True,
+        radius=spectrum.radius,
+        products=0,
+        restarts=0,
+        nodes=nothing,
+        weights=nothing,
+    )
 
 
 def radius_of(found: Eigenpairs, values: Float[np.ndarray, " k"]) -> float:

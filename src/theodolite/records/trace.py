@@ -23,13 +23,14 @@ class Trace(Record):
         value: the estimate.
         stderr: its standard error over probes.
         data_stderr: its standard error from the data, jackknifed over chunks with the same probes; NaN with a single chunk, and
-            for ``"hutch++"``.
+            for methods other than Hutchinson's.
         layers: names of the layers.
         layer_values: trace of each diagonal block, from the same probes.
         layer_stderrs: their standard errors.
         probes: number of random probes that value and error are means over; for ``"hutch++"`` those of the remainder, 0
             where its sketch left none.
-        method: ``"hutchinson"``, ``"hutch++"``, or ``"basis and probes"`` where it is exact on a Krylov space and sampled off it.
+        method: ``"hutchinson"``, ``"hutch++"``, ``"xtrace"``, ``"xnystrace"``, or ``"basis and probes"``
+            where it is exact on a Krylov space and sampled off it.
         operator: ``"hessian"`` or ``"ggn"``.
         size: number of parameters n.
     """
