@@ -121,7 +121,8 @@ def decompose(
         start: as for ``lanczos``; the spectral measure needs a random start and is left out with it.
         max_products: stop the Lanczos run after so many, converged or not.
         memory: bytes for the basis, beyond which it is restarted. What is left then is still a basis with A known on it.
-        verify: as for ``lanczos``.
+            Probes run in blocks that fit beside it.
+        verify: as for ``lanczos``; the spectral measure is that of the steps before the first fresh vector.
         on_step: as for ``lanczos``, called for the products of the run.
 
     Raises:
@@ -181,7 +182,8 @@ def _traces(
             exact_trace(trace, parts=exact[2:], products=krylov.products),
             exact_trace(square, products=krylov.products),
         )
-    size = max(1, memory // (WORK_BLOCKS * A.shape[0] * A.dtype.itemsize))
+    row = A.shape[0] * A.dtype.itemsize
+    size = max(1, (memory - len(basis) * row) // (WORK_BLOCKS * row))
     samples: list[Tensor] = []
     done = krylov.products
     for Z in stream.blocks(probes, size=size):
