@@ -196,6 +196,28 @@ def test_a_tied_weight_has_the_positions_of_all_its_uses(approximation: Any) -> 
         assert float(block.trace()) == pytest.approx(float(dense[where, where].trace()), rel=1e-10)
 
 
+class InputsFirst(nn.Module):
+    """Weights of shape (inputs, outputs), as GPT-2 has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(5, 4)), nn.Parameter(torch.randn(4))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.addmm(self.bias, x, self.weight))
+
+
+@both
+def test_weights_with_inputs_first_are_factored_too(approximation: Any) -> None:
+    """Exact, because the network is linear."""
+    problem = Problem(double(InputsFirst()), nn.MSELoss(), [(features((8,), 5)[0], features((8,), 3, seed=4)[0])])
+    found, dense = approximation(problem), GGN(problem).dense()
+    assert found.forms["weight"] == "Kronecker with bias"
+    first = slice(0, 24)
+    assert relative(found.dense()[first, first], dense[first, first]) < EXACT
+
+
 def test_parameters_without_gradient_and_large_tables_have_exact_blocks() -> None:
     class Table(nn.Module):
         def __init__(self) -> None:
@@ -286,18 +308,26 @@ def test_a_loss_function_has_an_empirical_fisher() -> None:
 
 
 class Switching(nn.Module):
-    """Applies its weight as it is to one batch and scaled by rows to another."""
+    """Applies its weight to one batch as it is, and to others transposed or without its bias."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, how: str) -> None:
         super().__init__()
-        self.first, self.head = nn.Linear(5, 5, bias=False), nn.Linear(5, 3)
+        self.first, self.head, self.how = nn.Linear(5, 5), nn.Linear(5, 3), how
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.linear(x, self.first.weight) if len(x) == 7 else x @ self.first.weight
+        if len(x) == 7:
+            h = self.first(x)
+        elif self.how == "bias apart":
+            h = F.linear(x, self.first.weight) * self.first.bias
+        elif self.how == "matmul":
+            h = x @ self.first.weight + self.first.bias
+        else:
+            h = F.linear(x, self.first.weight.T, self.first.bias)
         return self.head(torch.tanh(h))
 
 
-def test_a_weight_that_changes_its_role_is_refused() -> None:
+@pytest.mark.parametrize("how", ["bias apart", "matmul", "transposed"])
+def test_a_weight_that_changes_its_role_is_refused(how: str) -> None:
     batches = list(zip(features((7, 3), 5), labels((7, 3), 3), strict=True))
     with pytest.raises(OperatorError, match=r"Expected first\.weight to be applied in the same way"):
-        KFAC(Problem(double(Switching()), nn.CrossEntropyLoss(), batches))
+        KFAC(Problem(double(Switching(how=how)), nn.CrossEntropyLoss(), batches))

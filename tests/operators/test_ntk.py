@@ -211,6 +211,18 @@ def test_batches_may_read_a_weight_in_different_ways() -> None:
     assert relative(NTK(problem).matrix, J @ J.T) < EXACT
 
 
+def test_batches_without_valid_targets_have_no_rows() -> None:
+    model, batches = BY_NAME["mlp"].model_and_data()
+    ignored = [(batches[0][0], torch.full((7,), -100)), *batches[1:2], (batches[2][0], torch.full((3,), -100))]
+    problem, alone = (Problem(model, nn.CrossEntropyLoss(), data) for data in (ignored, batches[1:2]))
+    for kind in ("exact", "empirical"):
+        found = fisher_spectrum(problem, kind=kind)
+        assert_spectrum_of(found, (GGN if kind == "exact" else GradientCovariance)(problem).dense())
+    found, expected = ggn_spectrum(problem), ggn_spectrum(alone)
+    assert found.data_degrees == 6
+    assert np.allclose(found.data_stderr, expected.data_stderr, rtol=1e-6, atol=1e-9 * found.max)
+
+
 def test_refusals_show_the_scene() -> None:
     family = BY_NAME["mlp"]
     with pytest.raises(OperatorError, match="at least 1 eigenvalue, or None for all, found 0"):

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.operators.capture import Factored, Use
+from theodolite.operators.capture import Block, Factored, Use
 from theodolite.operators.exact import ExactBlock
-from theodolite.operators.pullbacks import Key, Pullback, Pullbacks, key_of
+from theodolite.operators.pullbacks import Pullback, Pullbacks
 from theodolite.operators.sums import index_of
 from theodolite.problem import Problem
 
@@ -27,28 +27,34 @@ class Form:
     """A weight with Kronecker factors, and the bias that is added where it is applied.
 
     Args:
-        key: the block of the weight.
-        bias: name of the bias that is folded in, None without one.
+        block: the weight, or the part of it that is applied.
+        bias: the bias that is folded in, None without one.
         index: place of every entry of the matrix in the flat vector; the bias is its last column, or its last row where the
             weight has inputs first.
         transposed: whether the weight has inputs first.
     """
 
-    key: Key
-    bias: str | None
+    block: Block
+    bias: Block | None
     index: Int[Tensor, "r c"]
     transposed: bool
 
-    def factors(self, use: Use) -> tuple[Float[Tensor, "b t k"], Float[Tensor, "b t l"]]:
-        """Inputs, with a one beside them for the bias, and output gradients of one backward pass.
+    def factors(self, pullback: Pullback) -> tuple[Float[Tensor, "b t k"], Float[Tensor, "b t l"]] | None:
+        """Inputs, with a one beside them for the bias, and output gradients; None if no gradient reaches the weight.
 
         Raises:
-            OperatorError: the weight is used in another way than in the first pass.
+            OperatorError: weight or bias are used in another way than in the first pass.
         """
-        if not isinstance(use, Factored) or use.transposed != self.transposed:
+        uses = pullback.uses.get(self.block.parameter, [])
+        use = next((use for use in uses if use.block == self.block), None)
+        if not uses:
+            return None
+        beside = None if self.bias is None else pullback.sites.get(self.bias)
+        together = self.bias is None or beside == pullback.sites.get(self.block)
+        if not isinstance(use, Factored) or use.transposed != self.transposed or not together:
             raise OperatorError(
-                f"Expected {use.parameter} to be applied in the same way to every batch, found a batch in which it is not the "
-                "plain linear map that it was in the first. It has no Kronecker factors: use GGN(problem)."
+                f"Expected {self.block.parameter} to be applied in the same way to every batch, found a batch in which it is "
+                "not the plain linear map that it was in the first. It has no Kronecker factors: use GGN(problem)."
             )
         A = use.A if self.bias is None else torch.cat([use.A, use.A.new_ones(*use.A.shape[:2], 1)], dim=2)
         return A, use.D
@@ -104,7 +110,7 @@ def factorise(pullbacks: Pullbacks, *, sharing: str) -> Factorisation:
 def _forms(problem: Problem, pullback: Pullback) -> tuple[Form, ...]:
     """Which weights have Kronecker factors: those that are only ever applied as plain linear maps."""
     shifts = {
-        pullback.sites[key_of(use)]: use
+        pullback.sites[use.block]: use
         for uses in pullback.uses.values()
         for use in uses
         if use.kind == "shift" and len(uses) == 1 and use.block.is_whole
@@ -114,9 +120,7 @@ def _forms(problem: Problem, pullback: Pullback) -> tuple[Form, ...]:
         covered = sum(len(index_of(use.block)) for use in uses)
         if covered == torch.Size(uses[0].block.whole).numel() and all(isinstance(use, Factored) for use in uses):
             found += [
-                _form(problem, use, shifts.get(pullback.sites[key_of(use)]))
-                for use in uses
-                if isinstance(use, Factored)
+                _form(problem, use, shifts.get(pullback.sites[use.block])) for use in uses if isinstance(use, Factored)
             ]
     return tuple(found)
 
@@ -127,10 +131,10 @@ def _form(problem: Problem, weight: Factored, bias: Use | None) -> Form:
 
     index = flat(weight).reshape(weight.block.rows, -1)
     if bias is None or bias.block.shape != (weight.D.shape[2],):
-        return Form(key_of(weight), None, index, weight.transposed)
+        return Form(weight.block, None, index, weight.transposed)
     beside = flat(bias)[None] if weight.transposed else flat(bias)[:, None]
     index = torch.cat([index, beside], dim=0 if weight.transposed else 1)
-    return Form(key_of(weight), bias.parameter, index, weight.transposed)
+    return Form(weight.block, bias.block, index, weight.transposed)
 
 
 class _Sums:
@@ -143,7 +147,7 @@ class _Sums:
         self._gradients = [self._zeros(form.index.shape[1 if form.transposed else 0]) for form in forms]
         self._counts = [0] * len(forms)
         self._seen = [-1] * len(forms)
-        covered = {name for form in forms for name in (form.key[0], form.bias)}
+        covered = {block.parameter for form in forms for block in (form.block, form.bias) if block is not None}
         self._exact = {
             name: ExactBlock(problem, [name], dense=size <= SMALL)
             for name, size in zip(problem.layout.names, problem.layout.sizes, strict=True)
@@ -154,10 +158,10 @@ class _Sums:
         return torch.zeros(size, size, dtype=self._dtype, device=self._problem.device)
 
     def add(self, pullback: Pullback) -> None:
-        uses = {key_of(use): use for shared in pullback.uses.values() for use in shared}
         for position, form in enumerate(self._forms):
-            if form.key in uses:
-                self._add(position, *form.factors(uses[form.key]), chunk=pullback.chunk)
+            factors = form.factors(pullback)
+            if factors is not None:
+                self._add(position, *factors, chunk=pullback.chunk)
         for block in self._exact.values():
             block.add(pullback)
 

@@ -46,13 +46,14 @@ class GradientRows:
             held += self._take(pullback)
             self._refuse_overflow(held, cap)
         self.scale = pullbacks.scale
+        self._reach(len(pullbacks.samples))
+        self._samples = list(pullbacks.samples)
         self._make_alike()
         self.sample: Int[Tensor, " m"] = torch.cat(
             [
                 torch.arange(samples).repeat(passes) + sum(self._samples[:chunk])
                 for chunk, (samples, passes) in enumerate(zip(self._samples, self._passes, strict=True))
             ]
-            or [torch.zeros(0, dtype=torch.int64)]
         )
 
     @property
@@ -101,10 +102,7 @@ class GradientRows:
 
     def _take(self, pullback: Pullback) -> int:
         """Keep a backward pass; returns the bytes that it adds."""
-        while len(self._chunks) <= pullback.chunk:
-            self._chunks.append({})
-            self._samples.append(0)
-            self._passes.append(0)
+        self._reach(pullback.chunk + 1)
         blocks = self._chunks[pullback.chunk]
         self._samples[pullback.chunk] = pullback.samples
         self._passes[pullback.chunk] = pullback.row + 1
@@ -112,10 +110,17 @@ class GradientRows:
         for uses in pullback.uses.values():
             for use in uses:
                 known = blocks.setdefault(use.block, [])
-                kept = _sharing_inputs(use, known[0][1]) if known else use
-                added += use.nbytes if kept is use else kept.nbytes // 2
+                kept, nbytes = _sharing_inputs(use, known[0][1]) if known else (use, use.nbytes)
+                added += nbytes
                 known.append((pullback.row, kept))
         return added
+
+    def _reach(self, chunks: int) -> None:
+        """Have room for so many chunks; one whose targets are all ignored has no rows."""
+        missing = chunks - len(self._chunks)
+        self._chunks += [{} for _ in range(missing)]
+        self._samples += [0] * missing
+        self._passes += [0] * missing
 
     def _places(self, chunk: int, passes: Sequence[tuple[int, Use]]) -> Int[Tensor, " r"]:
         """Rows of the Gram matrix that belong to some backward passes of a chunk."""
@@ -151,11 +156,12 @@ def _add(
         total[rows[:, None], columns] += part
 
 
-def _sharing_inputs(use: Use, first: Use) -> Use:
-    """The use with the inputs of an earlier backward pass, which are equal, so that one copy is held."""
+def _sharing_inputs(use: Use, first: Use) -> tuple[Use, int]:
+    """The use with the inputs of an earlier backward pass, which are equal, and the bytes that it adds to them."""
     if isinstance(use, Factored) and isinstance(first, Factored) and use.A.shape == first.A.shape:
-        return Factored(use.block, use.kind, use.site, A=first.A, D=use.D, transposed=use.transposed)
-    return use
+        shared = Factored(use.block, use.kind, use.site, A=first.A, D=use.D, transposed=use.transposed)
+        return shared, use.D.nbytes
+    return use, use.nbytes
 
 
 def _place_in_whole(chunk: dict[Block, list[tuple[int, Use]]], blocks: set[Block]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from theodolite.linalg import BlockDiagonal, RotatedDiagonal
 from theodolite.operators.blockwise import BlockwiseCurvature
 from theodolite.operators.factorisation import Factorisation, Form, factorise
-from theodolite.operators.pullbacks import Pullbacks, key_of
+from theodolite.operators.pullbacks import Pullbacks
 from theodolite.problem import Problem
 
 # Entries of rotated per-sample gradients at a time.
@@ -126,10 +126,10 @@ class EKFAC(KroneckerFactored):
         wide = torch.promote_types(self.dtype, torch.float32)
         totals = [torch.zeros(block.values.shape, dtype=wide, device=self.device) for block in kronecker]
         for pullback in pullbacks:
-            uses = {key_of(use): use for shared in pullback.uses.values() for use in shared}
             for form, block, total in zip(forms, kronecker, totals, strict=True):
-                if form.key in uses:
-                    rows, columns = form.ordered(*form.factors(uses[form.key]))
+                factors = form.factors(pullback)
+                if factors is not None:
+                    rows, columns = form.ordered(*factors)
                     total += _squares(_turned(rows, block.left), _turned(columns, block.right)).to(wide)
         return [
             RotatedDiagonal((total * pullbacks.scale).to(self.dtype), left=block.left, right=block.right)
@@ -158,6 +158,9 @@ def _squares(rows: Float[Tensor, "b t r"], columns: Float[Tensor, "b t c"]) -> F
 
 
 def _in_words(found: Factorisation) -> dict[str, str]:
-    forms = {form.key[0]: "Kronecker" if form.bias is None else f"Kronecker with {form.bias}" for form in found.forms}
-    forms |= {form.bias: f"Kronecker with {form.key[0]}" for form in found.forms if form.bias is not None}
-    return forms | {name: "exact block" if block.dense else "exact diagonal" for name, block in found.exact.items()}
+    words = {name: "exact block" if block.dense else "exact diagonal" for name, block in found.exact.items()}
+    for form in found.forms:
+        words[form.block.parameter] = "Kronecker" if form.bias is None else f"Kronecker with {form.bias.parameter}"
+        if form.bias is not None:
+            words[form.bias.parameter] = f"Kronecker with {form.block.parameter}"
+    return words

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.operators.capture import Captured, Use, capture
+from theodolite.operators.capture import Block, Captured, Use, capture
 from theodolite.operators.capture.combined import combined
 from theodolite.operators.cotangents import curvature_roots, sampled_roots
 from theodolite.operators.stacked import refuse_sharded
@@ -20,7 +20,6 @@ from theodolite.problem.objective import pair, with_outputs
 KINDS = ("exact", "mc", "empirical")
 # One backward pass for each entry of the outputs: the rows of the Jacobian.
 JACOBIAN = "jacobian"
-Key = tuple[str, tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Pullback:
     row: int
     samples: int
     uses: Mapping[str, list[Use]]
-    sites: Mapping[Key, tuple[int, ...]]
+    sites: Mapping[Block, tuple[int, ...]]
 
 
 @final
@@ -60,6 +59,7 @@ class Pullbacks:
     Attributes:
         scale: known after a walk.
         weights: weight of every chunk, known after a walk.
+        samples: samples of every chunk, known after a walk.
         passes: backward passes over the whole data so far.
 
     Raises:
@@ -79,27 +79,25 @@ class Pullbacks:
         self.passes = 0.0
         self.scale = float("nan")
         self.weights: list[float] = []
+        self.samples: list[int] = []
         self._draws = draws
         self._seed = seed
 
     def __iter__(self) -> Iterator[Pullback]:
         weights: list[float] = []
-        samples = passes = 0
+        samples: list[int] = []
+        passes = 0
         with self.problem.session():
             for chunk in self.problem.chunks():
                 captured = capture(self.problem, chunk)
                 weights.append(captured.weight)
-                samples += chunk.samples
+                samples.append(chunk.samples)
                 for row, cotangent in enumerate(self.cotangents(chunk, captured)):
                     yield _pullback(chunk, row, captured.uses(cotangent))
                     passes += chunk.samples
-        self.passes += passes / max(samples, 1)
-        self.weights = weights
-        self.scale = (
-            1.0
-            if self.kind == JACOBIAN
-            else self._scale(self.problem.total_weight(torch.tensor(weights, dtype=torch.float64)), samples)
-        )
+        self.passes += passes / max(sum(samples), 1)
+        self.weights, self.samples = weights, samples
+        self.scale = self._scale(self.problem.total_weight(torch.tensor(weights, dtype=torch.float64)), sum(samples))
 
     def cotangents(self, chunk: Chunk, captured: Captured) -> Iterator[Tensor | None]:
         """Gradients of the outputs that the backward passes of a chunk start from; None for that of the loss."""
@@ -122,6 +120,8 @@ class Pullbacks:
                 yield sampled_roots(loss, outputs, targets, generator=generator)
 
     def _scale(self, weight: float, samples: int) -> float:
+        if self.kind == JACOBIAN:
+            return 1.0
         if self.kind == "empirical":
             # Gradients are scaled so that their mean is the gradient of the problem, as in GradientCovariance.
             return samples / weight**2
@@ -135,19 +135,14 @@ def _units(outputs: Tensor) -> Iterator[Tensor]:
         yield unit.reshape(outputs.shape)
 
 
-def key_of(use: Use) -> Key:
-    """What tells the block of a use from others in every backward pass."""
-    return use.parameter, use.block.shape, use.block.offset
-
-
 def _pullback(chunk: Chunk, row: int, uses: list[Use]) -> Pullback:
     by_parameter: dict[str, list[Use]] = {}
-    sites: dict[Key, tuple[int, ...]] = {}
+    sites: dict[Block, tuple[int, ...]] = {}
     for use in uses:
         by_parameter.setdefault(use.parameter, []).append(use)
-        sites[key_of(use)] = (*sites.get(key_of(use), ()), use.site)
+        sites[use.block] = (*sites.get(use.block, ()), use.site)
     merged = {name: combined(shared) for name, shared in by_parameter.items()}
     for shared in merged.values():
         for use in shared:
-            sites.setdefault(key_of(use), (use.site,))
+            sites.setdefault(use.block, (use.site,))
     return Pullback(chunk.index, row, chunk.samples, merged, sites)
