@@ -76,16 +76,20 @@ class Ranks:
         if self.size == 1:
             yield set()
             return
-        with self._telling(what):
-            mine = facts()
-        differing = self._agree(what, mine)
-        self._inside += 1
         try:
             with self._telling(what):
-                yield differing
+                mine = facts()
+            differing = self._agree(what, mine)
+            self._inside += 1
+            try:
+                with self._telling(what):
+                    yield differing
+            finally:
+                self._inside -= 1
+            self._meet(END + what)
         finally:
-            self._inside -= 1
-        self._meet(END + what)
+            if not self._inside:
+                self._told = None  # its traceback holds graphs
 
     def sum(self, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The sum over ranks, of a tensor of one shape, after a step that all ranks have ended."""
@@ -100,12 +104,8 @@ class Ranks:
         """The rows of all ranks, in the order of ranks; each may have another number of them."""
         if self.size == 1:
             return rows
-        counts = [
-            int(count)
-            for count in self._gathered(
-                torch.tensor([float(len(rows))], dtype=torch.float64), what="a gathering of rows"
-            )
-        ]
+        count = torch.tensor([float(len(rows))], dtype=torch.float64)
+        counts = self._gathered(count, what="a gathering of rows").int()[:, 0].tolist()
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows.detach()
         with _lost_at("a gathering of rows"):
@@ -198,9 +198,11 @@ class Ranks:
         return torch.stack(rows).cpu()
 
     def _device(self, tensor: Tensor) -> torch.device:
-        """Where the group can carry it: NCCL carries tensors on its device alone."""
-        on_device = self.group is not None and "nccl" in dist.get_backend(self.group)
-        return torch.device("cuda", torch.cuda.current_device()) if on_device else tensor.device
+        """Where the group can carry it: NCCL on its device alone, gloo everything on the CPU, others where it lies."""
+        backend = dist.get_backend(self.group)
+        if "nccl" in backend:
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu") if backend == "gloo" else tensor.device
 
 
 def _resolved(group: Any) -> Any:
