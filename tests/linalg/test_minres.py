@@ -102,6 +102,15 @@ def test_single_precision_reaches_what_it_can_and_says_when_not() -> None:
     assert "stagnated" in stuck.message
 
 
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_the_scale_of_the_operator_changes_nothing(factor: float) -> None:
+    A, b = with_spectrum(SPECTRA["indefinite"]), vector(80)
+    plain, scaled = minres(A, b, tol=1e-6), minres(factor * A, b, tol=1e-6)
+    assert scaled.converged
+    assert abs(scaled.products - plain.products) <= 1
+    torch.testing.assert_close(scaled.x * factor, plain.x, rtol=1e-4, atol=1e-6)
+
+
 def test_as_many_products_as_conjugate_gradients_where_both_work() -> None:
     A, b = with_spectrum(SPECTRA["geometric"]), vector(120)
     assert minres(A.shift(0.01), b, tol=1e-3).products <= cg(A.shift(0.01), b, tol=1e-3).products

@@ -108,9 +108,8 @@ class _Run:
         self.residual = vectors.norm(B).cpu()
         self._R = B.clone()
         self._last_true = torch.full((columns,), math.inf, dtype=torch.float64)
-        self._old, self._new, self._y = (
-            torch.zeros_like(B) for _ in range(3)
-        )  # unscaled Lanczos vectors, and M times one
+        # Lanczos vectors before scaling, and M times the last.
+        self._old, self._new, self._y = (torch.zeros_like(B) for _ in range(3))
         self._w, self._w_before = torch.zeros_like(B), torch.zeros_like(B)
         self._s = {name: torch.zeros(columns, dtype=torch.float64, device=B.device) for name in _SCALARS}
         self._judge(self.active, is_true=is_zero)
@@ -129,7 +128,7 @@ class _Run:
         self._old[:, on], self._new[:, on] = self._new[:, on], y
         self._y[:, on], beta = self._preconditioned(y)
         # What is left of y below rounding has no direction: the space has closed.
-        size = torch.maximum(s["size"], torch.hypot(alpha, s["beta_before"]))
+        size = torch.maximum(s["size"], torch.hypot(alpha, beta))
         floor = NOISE * torch.finfo(y.dtype).eps * size
         beta = torch.where(beta > floor, beta, 0.0)
         delta, gamma_bar = s["c"] * s["d_bar"] + s["s"] * alpha, s["s"] * s["d_bar"] - s["c"] * alpha
