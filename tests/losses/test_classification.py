@@ -95,6 +95,15 @@ def test_sparsemax_loss_in_two_classes(t: float, offset: float) -> None:
     assert float(losses.sparsemax_loss(z, Y[:1])) == pytest.approx(expected, abs=1e-12)
 
 
+def test_sparsemax_loss_has_its_gradient_at_the_edge_of_the_support() -> None:
+    """A lead of exactly 1 is right: the gradient vanishes, however the other logits tie."""
+    for rest in ([0.0, 0.0, 0.0], [0.0, -1.0, -2.0]):
+        z = torch.tensor([[1.0, *rest]], dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(losses.sparsemax_loss(z, torch.tensor([0])), z)
+        torch.testing.assert_close(gradient, losses.sparsemax_loss_grad(z.detach(), torch.tensor([0])))
+        assert float(gradient.abs().max()) == 0
+
+
 def test_sparsemax_loss_of_soft_targets_vanishes_at_its_own_prediction() -> None:
     z = logits()
     torch.testing.assert_close(

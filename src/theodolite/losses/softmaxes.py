@@ -134,7 +134,7 @@ def sparsemax(logits: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
         Classification".
     """
     rows = widened(logits)
-    return torch.clamp(rows - _threshold(rows), min=0.0)
+    return torch.relu(rows - _threshold(rows))
 
 
 @loss("classes")
@@ -181,7 +181,7 @@ def _shifted_and_conjugate(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Logits with their maximum at 0 (the loss is shift-invariant, z² is not), and ½ Σ_S (z² − τ²)."""
     shifted = rows - rows.amax(1, keepdim=True)
     threshold = _threshold(shifted)
-    inside = torch.clamp(shifted - threshold, min=0.0)
+    inside = torch.relu(shifted - threshold)  # not clamp, whose slope of 1 at a tie would count a class outside
     return shifted, 0.5 * (inside * (shifted + threshold)).sum(1)
 
 

@@ -91,12 +91,13 @@ def loss_page(
     return path
 
 
-def save_profiles(profiles: Sequence[Mapping[str, Any]], out: str | os.PathLike[str]) -> Path:
+def save_profiles(profiles: Sequence[Mapping[str, Any]], out: str | os.PathLike[str], *, scale: float = 2.0) -> Path:
     """Draw profiles side by side to a PNG or SVG file.
 
     Args:
         profiles: along one number.
         out: the file, by its ending.
+        scale: device pixels for a CSS pixel of a PNG.
 
     Returns:
         The path of the file.
@@ -108,7 +109,7 @@ def save_profiles(profiles: Sequence[Mapping[str, Any]], out: str | os.PathLike[
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"Expected a .png or .svg file for a figure, found {path.name!r}.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(render(loss_profiles(profiles), format="png" if path.suffix == ".png" else "svg"))
+    path.write_bytes(render(loss_profiles(profiles), format="png" if path.suffix == ".png" else "svg", scale=scale))
     return path
 
 
