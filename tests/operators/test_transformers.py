@@ -108,7 +108,9 @@ CASES = {
     "vit": Case(vit, None, "*.cls_token"),
     "mamba": Case(mamba, ("input_ids",), "*.mixer.dt_proj.*", FLOAT32),
 }
-all_cases = pytest.mark.parametrize("name", CASES)
+# The kin of Llama, and the largest: ten seconds of processor time that the default run does without.
+LATER = {name: pytest.mark.slow for name in ("qwen3", "t5")}
+all_cases = pytest.mark.parametrize("name", [pytest.param(name, marks=LATER.get(name, ())) for name in CASES])
 
 
 class Logits(nn.Module):
