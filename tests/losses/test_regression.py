@@ -64,6 +64,29 @@ def test_log_cosh_asymptotes(error: float) -> None:
         assert value == pytest.approx(abs(error) - math.log(2), rel=1e-12)
 
 
+def test_log_cosh_is_a_parabola_where_the_prediction_is_exact() -> None:
+    error = torch.tensor([0.0, 1.5, -40.0], dtype=torch.float64, requires_grad=True)
+    values = losses.log_cosh(error, torch.zeros_like(error), reduction="sum")
+    (slope,) = torch.autograd.grad(values, error, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), error)
+    torch.testing.assert_close(slope.detach(), torch.tanh(error.detach()))
+    torch.testing.assert_close(bend, 1 / torch.cosh(error.detach()) ** 2)
+
+
+def test_squares_keep_their_curvature_where_the_error_vanishes() -> None:
+    y = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    H = torch.autograd.functional.hessian(lambda x: losses.relative_error(x, y), y.clone())
+    torch.testing.assert_close(H, torch.eye(3, dtype=torch.float64))  # 2/Σ(y − ȳ)² = 1
+    numbers = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+
+    def moment(z: Tensor) -> Tensor:
+        return losses.number_token(z[None], torch.tensor([1]), values=numbers, kind="moment")
+
+    H = torch.autograd.functional.hessian(moment, torch.zeros(3, dtype=torch.float64))  # mean 1, the label
+    slope = torch.tensor([-1 / 3, 0, 1 / 3], dtype=torch.float64)
+    torch.testing.assert_close(H, 2 * torch.outer(slope, slope))
+
+
 def test_directional_score_sees_only_signs() -> None:
     r = drawn(7)
     torch.testing.assert_close(losses.directional(3 * r, r, sharpness=None), -r.abs().mean())

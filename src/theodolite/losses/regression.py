@@ -36,8 +36,9 @@ def log_cosh(
     References:
         Green 1990, "Bayesian reconstructions from emission tomography data using a modified EM algorithm".
     """
-    size = (widened(prediction) - widened(target)).abs()
-    return reduced(size + F.softplus(-2 * size) - math.log(2.0), reduction)
+    error = widened(prediction) - widened(target)
+    # not of |e|, which would hide the curvature of 1 at an exact prediction
+    return reduced(F.softplus(2 * error) - error - math.log(2.0), reduction)
 
 
 LogCoshLoss = module_of(log_cosh, "LogCoshLoss")
@@ -217,7 +218,9 @@ def relative_error(
         Terven et al. 2023, "Loss Functions and Metrics in Deep Learning".
     """
     x, y = widened(prediction), widened(target)
-    return (x - y).abs().pow(power).sum() / (y - y.mean()).abs().pow(power).sum()
+    if power == 2:
+        return (x - y).square().sum() / (y - y.mean()).square().sum()
+    return (x - y).abs().sum() / (y - y.mean()).abs().sum()
 
 
 RelativeErrorLoss = module_of(relative_error, "RelativeErrorLoss")

@@ -55,7 +55,9 @@ def number_token(
     counted = _numeric(flat, values)
     right = known[flat.clamp(min=0)]
     spread = (p * (known - right[:, None]).abs()).sum(1)
-    distance = spread if kind == "wasserstein" else ((p * known).sum(1) - right).abs() ** power
+    gap = (p * known).sum(1) - right
+    moment = gap.square() if power == 2 else gap.abs() ** power  # |gap|² has no second derivative at 0
+    distance = spread if kind == "wasserstein" else moment
     return _over_counted(distance, counted, labels.shape, reduction)
 
 
