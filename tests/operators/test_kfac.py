@@ -25,7 +25,6 @@ families_and_sharing = pytest.mark.parametrize(
         (BY_NAME[name], sharing)
         for name, sharing in (
             ("mlp-weighted", "expand"),
-            ("mlp-sum", "expand"),
             ("convnet", "expand"),
             ("convnet", "reduce"),
             ("transformer", "reduce"),
@@ -284,7 +283,7 @@ def test_as_a_preconditioner_it_saves_products() -> None:
 def test_monte_carlo_tends_to_the_exact_one() -> None:
     problem = BY_NAME["mlp"].problem()
     exact = KFAC(problem).dense()
-    few, many = (relative(KFAC(problem, kind="mc", draws=draws).dense(), exact) for draws in (1, 60))
+    few, many = (relative(KFAC(problem, kind="mc", draws=draws).dense(), exact) for draws in (1, 40))
     assert many < 0.15
     assert many < 0.6 * few
 

@@ -19,6 +19,9 @@ from theodolite.problem.arrays import to_numpy
 from theodolite.records import Cost, Spectrum
 from theodolite.records.jackknife import jackknife_stderr
 
+# All eigenvectors of a larger Gram matrix take three times as long as all eigenvalues and the first eigenvectors do.
+FULL, FIRST = 1024, 64
+
 NAMES = {"exact": "ggn", "mc": "fisher", "empirical": "gradient covariance"}
 
 
@@ -78,7 +81,8 @@ def fisher_spectrum(
         step: optimiser step, kept in the record.
 
     Returns:
-        The record; residuals bound what rounding of the Gram matrix leaves.
+        The record; residuals bound what rounding of the Gram matrix leaves. Errors from the data of eigenvalues beyond the
+        first 64 are NaN where the Gram matrix has more than 1024 rows, unless their eigenvectors are asked for.
 
     Raises:
         OperatorError: k is not positive, samples are coupled, the criterion is not convex in the outputs, or the rows do not
@@ -93,7 +97,7 @@ def fisher_spectrum(
         raise OperatorError("Expected a criterion with curvature in the outputs, found none anywhere in the data.")
     gram, traces = rows.gram()
     gram *= rows.scale
-    values, Q = _leading(gram, min(rows.count, problem.n, k or rows.count))
+    values, Q = _leading(gram, min(rows.count, problem.n, k or rows.count), vectors=vectors)
     found = _eigenvectors(rows, values, Q) if vectors else None
     rounding = _rounding(problem, values)
     return Spectrum(
@@ -120,13 +124,21 @@ def fisher_spectrum(
     )
 
 
-def _leading(gram: Float[Tensor, "m m"], k: int) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "m k"]]:
-    """The largest k eigenpairs, descending; rounding below zero is taken off."""
+def _leading(
+    gram: Float[Tensor, "m m"], k: int, *, vectors: bool
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "m j"]]:
+    """The largest k eigenvalues, descending, with their eigenvectors, or with the first of them if that saves much.
+
+    Rounding below zero is taken off.
+    """
     m = len(gram)
-    if k == m:
+    few = k > FIRST and m > FULL and not vectors
+    if k == m and not few:
         values, Q = (found.numpy() for found in torch.linalg.eigh(gram))
     else:
-        values, Q = scipy.linalg.eigh(gram.numpy(), subset_by_index=(m - k, m - 1))
+        values, Q = scipy.linalg.eigh(gram.numpy(), subset_by_index=(m - (FIRST if few else k), m - 1))
+    if few:
+        values = torch.linalg.eigvalsh(gram).numpy()[m - k :]
     return np.maximum(values[::-1], 0.0), np.ascontiguousarray(Q[:, ::-1])
 
 
@@ -164,25 +176,26 @@ def _errors(
     rows: GradientRows,
     gram: Float[Tensor, "m m"],
     values: Float[np.ndarray, " k"],
-    Q: Float[np.ndarray, "m k"],
+    Q: Float[np.ndarray, "m j"],
 ) -> dict[str, Any]:
     """Errors from the data of eigenvalues, with eigenvectors held, and of the trace, leaving one sample out at a time.
 
-    Row r adds λ q_r² to vᵀFv for the eigenvector v = Gᵀq/√λ.
+    Row r adds λ q_r² to vᵀFv for the eigenvector v = Gᵀq/√λ; errors of eigenvalues without an eigenvector are NaN.
     """
     sizes = np.array(rows.samples)
     weights = np.repeat(np.array(pullbacks.weights) / np.maximum(sizes, 1), sizes)
     sample = rows.sample.numpy()
-    parts = np.zeros((len(weights), len(values) + 1))
-    np.add.at(parts, sample, np.column_stack([Q**2 * values, gram.diagonal().numpy()]))
-    whole = np.append(values, float(gram.trace()))
+    known = values[: Q.shape[1]]
+    parts = np.zeros((len(weights), len(known) + 1))
+    np.add.at(parts, sample, np.column_stack([Q**2 * known, gram.diagonal().numpy()]))
+    whole = np.append(known, float(gram.trace()))
     kept = 1.0 - weights / weights.sum()
     with np.errstate(all="ignore"):  # a single sample leaves nothing, and its error is NaN
         factor = (1 - 1 / len(weights)) / kept**2 if pullbacks.kind == "empirical" else 1 / kept
         left_out = (whole - parts) * factor[:, None]
     errors = jackknife_stderr(left_out, whole=whole, weights=weights)
     return {
-        "data_stderr": errors[:-1],
+        "data_stderr": np.append(errors[:-1], np.full(len(values) - len(known), np.nan)),
         "trace_data_stderr": float(errors[-1]),
         "context": problem.context() | {"chunks": int((weights > 0).sum())},
     }
