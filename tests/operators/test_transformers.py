@@ -109,7 +109,7 @@ CASES = {
     "mamba": Case(mamba, ("input_ids",), "*.mixer.dt_proj.*", FLOAT32),
 }
 # The kin of Llama, and the largest: ten seconds of processor time that the default run does without.
-LATER = {name: pytest.mark.slow for name in ("qwen3", "t5")}
+LATER = dict.fromkeys(("qwen3", "t5"), pytest.mark.slow)
 all_cases = pytest.mark.parametrize("name", [pytest.param(name, marks=LATER.get(name, ())) for name in CASES])
 
 
