@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from theodolite.errors import OperatorError, ProblemError
 from theodolite.linalg import cg
 from theodolite.measures.subject import OperatorName, context_of, operator_of
+from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, Problem
 from theodolite.problem.arrays import to_numpy
 from theodolite.problem.problem import gradients
@@ -51,7 +52,7 @@ def influence(
         A record; samples in the order of the data. Systems that were not solved to ``tol`` are marked.
 
     Raises:
-        OperatorError: samples are coupled, or the operator plus damping is not positive along a direction that a solve met.
+        OperatorError: samples are coupled or sharded over ranks, or the operator plus damping is not positive along a direction that a solve met.
         ProblemError: the queries are of other parameters, or the damping is not positive.
 
     Example:
@@ -69,6 +70,7 @@ def influence(
         raise ProblemError(
             f"Expected a positive damping, found {damping!r}; 1e-3 of the sharpness is a typical choice."
         )
+    refuse_sharded(problem)
     rows = _query_gradients(problem, queries)
     H = operator_of(problem, operator)
     limit = None if max_products is None else max_products * len(rows)
