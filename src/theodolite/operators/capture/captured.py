@@ -163,9 +163,8 @@ class Captured:
             take([use for use in run.uses(site, gradient, layout) if use.parameter not in lost])
 
         late: set[str] = set()
-        missed = run.problem.call(
-            lambda _: run.differentiate(cotangent, receive, retain=retain), run.point, chunk=run.chunk.index
-        )
+        with run.problem.session():
+            missed = run.differentiate(cotangent, receive, retain=retain)
         # Remembered, so that a pass that hands over uses for good knows what to leave out from the start.
         lost.update(late, missed)
         return tuple(name for name in run.problem.layout.names if name in lost)
