@@ -52,7 +52,8 @@ def influence(
         A record; samples in the order of the data. Systems that were not solved to ``tol`` are marked.
 
     Raises:
-        OperatorError: samples are coupled or sharded over ranks, or the operator plus damping is not positive along a direction that a solve met.
+        OperatorError: samples are coupled or sharded over ranks, or the operator plus damping is not positive along a
+            direction that a solve met.
         ProblemError: the queries are of other parameters, or the damping is not positive.
 
     Example:
