@@ -63,6 +63,11 @@ class KFAC(KroneckerFactored):
 
     Exact for one data point, and for linear networks under squared error, each in the sharing that fits.
 
+    As a preconditioner of conjugate gradients, ``cg(..., preconditioner=approximation.inverse(damping=δ))``, it pays where the
+    GGN has full rank and δ is far below its bulk (359 products became 83 on 600 samples and 82 parameters). With more parameters
+    than outputs in the data most eigenvalues are δ, one cluster that plain conjugate gradients meet in one step and a
+    preconditioner spreads: there it costs up to four times the products.
+
     Cost: a forward pass, the backward passes of ``ggn_diagonal``, and an eigendecomposition of each factor.
 
     Args:
