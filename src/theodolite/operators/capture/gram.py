@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +17,7 @@ from theodolite.operators.capture.tally import Reading, Tally
 from theodolite.operators.capture.use import Use
 from theodolite.problem import Chunk, Point, Problem
 
-# Of the problem's memory cap, what the factors of chunks may take while pairs of chunks are multiplied.
+# Of the problem's memory cap, what factors of chunks and gradients from the fallback may take.
 SHARE = 0.5
 
 
@@ -124,9 +125,25 @@ def _one(problem: Problem, chunks: list[Chunk], point: Point, tally: Tally, *, r
         return None
     for uses in waiting.values():
         readings[uses[0].parameter] = tally.add(combined(uses), rows)
-    for use in captured.fallback(missed):
-        readings[use.parameter] = tally.add([use], rows)
+    for names in _groups(missed, captured):
+        for use in captured.fallback(names):
+            readings[use.parameter] = tally.add([use], rows)
     return [captured] if _agree(captured, readings, recheck=recheck) else None
+
+
+def _groups(names: tuple[str, ...], captured: Captured) -> Iterator[tuple[str, ...]]:
+    """Parameters whose materialised gradients fit the memory together; one that does not fit stands alone."""
+    layout, room = captured.problem.layout, SHARE * captured.problem.memory
+    sizes = dict(zip(layout.names, layout.sizes, strict=True))
+    group: list[str] = []
+    for name in names:
+        entries = sum(sizes[other] for other in (*group, name))
+        if group and entries * captured.samples * captured.problem.dtype.itemsize > room:
+            yield tuple(group)
+            group = []
+        group.append(name)
+    if group:
+        yield tuple(group)
 
 
 def _many(problem: Problem, chunks: list[Chunk], point: Point, tally: Tally, *, recheck: bool) -> list[Captured] | None:

@@ -40,6 +40,12 @@ class Known:
     calibration: float = float("nan")
     checked: bool = False
 
+    def take_over(self, before: Known | None) -> None:
+        """Keep the checks of an earlier pass, and what it left to the fallback."""
+        if before is not None:
+            self.lost |= before.lost
+            self.coverage, self.calibration, self.checked = before.coverage, before.calibration, before.checked
+
 
 _MEMORY: WeakKeyDictionary[Problem, dict[Key, Known]] = WeakKeyDictionary()
 
@@ -52,11 +58,14 @@ def layouts_of(run: Pass) -> Known:
 
     Cost: nothing once known; before, a forward and two backward passes of the batch and of two samples.
     """
-    signature: Key = (run.chunk.samples, *((site.key, site.shape) for site in run.sites))
     memory = _MEMORY.setdefault(run.problem, {})
-    if signature in memory and not run.recorder.routed:
-        return memory[signature]
-    known = _learn(run)
+    if run.recorder.routed:
+        signature: Key = (run.chunk.samples,)
+        known = _learn(run)
+        known.take_over(memory.get(signature))
+    else:
+        signature = (run.chunk.samples, *((site.key, site.shape) for site in run.sites))
+        known = memory.get(signature) or _learn(run)
     memory[signature] = known
     return known
 
