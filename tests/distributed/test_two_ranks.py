@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor, nn
 
 from distributed.worker import (
@@ -19,6 +20,8 @@ from distributed.worker import (
     problem_of,
     vectors,
 )
+from theodolite.landscapes import plane
+from theodolite.measures import gradients
 from theodolite.operators import Hessian
 from theodolite.problem import Problem
 
@@ -46,6 +49,9 @@ def test_two_ranks_equal_one() -> None:
         assert found["parts"][0] in (8, 9)  # each rank rounds its share up
         assert sum(found["parts"][1:3]) == problem.samples == 20
         assert found["parts"][3] == found["parts"][0]
+        close(found["surveyed"][1], gradients(problem).norm, "surveyed")
+        close(found["surveyed"][2], torch.tensor(plane(problem, points=3).losses), "plane")
+        assert found["surveyed"][0] == 2  # the first rank wrote, once
     assert first["digest"] == second["digest"] != problem.digest()
     assert (first["monitored"], second["monitored"]) == ([0, 1, 2, 3], [0, 2])  # neither waits for the other
     assert float(second["buffers"][0]) == 0.1  # the model's own statistics are not written to

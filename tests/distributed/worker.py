@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from theodolite.landscapes import plane
 from theodolite.measures import density, gradients, spectrum, trace
 from theodolite.monitor import Monitor
 from theodolite.operators import GGN, Fisher, GradientCovariance, Grouped, Hessian, Jacobian
+from theodolite.plans import survey
 from theodolite.problem import Problem
 from theodolite.records import Stability, read
 
@@ -143,8 +145,19 @@ def measure_on(rank: int) -> dict[str, Any]:
     weights = [part.totals()[1].sum() for part in parts[1:3]]
     found["of halves"] = sum(w * part.gradient() for w, part in zip(weights, parts[1:3], strict=True)) / sum(weights)
     found["digest"] = whole.digest()
+    found["surveyed"] = surveyed(whole)
     found["monitored"] = monitored(whole, rank)
     return found
+
+
+def surveyed(problem: Problem) -> list[Any]:
+    """A survey into one log that was begun and is resumed: how many records there are, a norm, a plane."""
+    (log,) = set(problem.ranks.texts(tempfile.mkdtemp())[:1])
+    survey(problem, measures=["gradients"], log=log)
+    measures = ["gradients", lambda part: plane(part, points=3)]
+    records = survey(problem, measures=measures, log=log)
+    problem.ranks.texts("the log is written")
+    return [len(read(log)), records[0].norm, torch.tensor(records[1].losses)]
 
 
 def monitored(problem: Problem, rank: int) -> list[int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from theodolite.plans.menu import Measure, Measurement, chosen
 from theodolite.plans.price import shares
 from theodolite.problem import Problem
 from theodolite.records import Event, Log, Record, read
+from theodolite.records.layout import LOG
 
 Progress = Callable[[str, float], None]
 
@@ -37,7 +40,7 @@ def survey(
     of the same measure at the same parameters, data, criterion, options and seed is taken from it instead of measured
     again. A function counts as the same when its code, defaults, closure and the globals it names are; one that holds
     what cannot be compared (an open file, a random generator) is measured every time. A measure that fails, whatever
-    with, is recorded as an event, with a warning, and the others go on.
+    with, is recorded as an event, with a warning, and the others go on. Where ranks share the data, the first one writes the log.
 
     Cost: ``theodolite.plans.quote`` tells it beforehand.
 
@@ -69,9 +72,21 @@ def survey(
     point = problem.digest()
     if log is None:
         return tuple(_run_all(problem, asked, {}, point, None, step, seed, on_progress))
-    with Log(log) as book:
-        taken = {(record.context.get("plan"), record.context.get("point")): record for record in read(log)}
+    with Log(log) if problem.ranks.rank == 0 else nullcontext() as book:
+        taken = _taken(problem, log)
         return tuple(_run_all(problem, asked, taken, point, book, step, seed, on_progress))
+
+
+def _taken(problem: Problem, log: str | os.PathLike[str]) -> dict[tuple[Any, Any], Record]:
+    """Records of the log by plan and point; where ranks share a problem, those that every rank can read."""
+    if problem.ranks.size > 1:
+        problem.ranks.texts("the log is open")  # no rank reads before the first has made it
+    records = read(log) if (Path(log) / LOG).exists() else ()
+    found = {(record.context.get("plan"), record.context.get("point")): record for record in records}
+    if problem.ranks.size > 1:
+        seen = [set(json.loads(text)) for text in problem.ranks.texts(json.dumps([str(key) for key in found]))]
+        found = {key: record for key, record in found.items() if all(str(key) in keys for keys in seen)}
+    return found
 
 
 def _run_all(
@@ -96,7 +111,8 @@ def _run_all(
         plan = None if measurement.plan is None else f"{measurement.plan} seed={seed}"
         record = None if plan is None else taken.get((plan, point))
         if record is None or record.step != step:
-            store = None if log is None else log.folder / POINTS
+            # Ranks that share a grid must not differ in what they find there.
+            store = None if log is None or problem.ranks.size > 1 else log.folder / POINTS
             record = _run(problem, measurement, seed=seed, store=store, tell=tell).replace(step=step)
             if plan is not None and not isinstance(record, Event):
                 record = record.replace(context={**record.context, "plan": plan, "point": point})
