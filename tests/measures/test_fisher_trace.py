@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from families import BY_NAME, FAMILIES, Family
 from theodolite.errors import OperatorError, ProblemError
+from theodolite.linalg import hutchinson
 from theodolite.measures.fisher_trace import fisher_trace
 from theodolite.operators import GGN
 from theodolite.problem import Problem
@@ -114,11 +115,27 @@ def test_gold_labels_are_not_used() -> None:
 
 @pytest.mark.parametrize("family", CRITERIA, ids=lambda family: family.name)
 def test_any_family_with_a_density_has_one(family: Family) -> None:
-    if family.name == "mlp-weighted":
-        pytest.skip("label smoothing is compared above without")
     found = fisher_trace(family.problem(), draws=2)
     assert found.value > 0
     assert found.probes == 2 * family.problem().samples
+
+
+def test_a_model_of_transformers_is_read_through_its_labels() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(
+        vocab_size=9, n_positions=6, n_embd=4, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(config).double()
+    tokens = torch.randint(9, (5, 6))
+    labels = tokens.clone()
+    labels[1:3, 3:] = -100
+    batches = [{"input_ids": tokens[:3], "labels": labels[:3]}, {"input_ids": tokens[3:], "labels": labels[3:]}]
+    problem = Problem.from_loss(model, lambda model, batch: model(**batch).loss, batches)
+    exact = hutchinson(GGN(problem), probes=40)
+    found = fisher_trace(problem, draws=12)
+    assert abs(found.value - exact.value) < 4 * math.hypot(found.stderr, exact.stderr)
+    assert found.stderr < 0.15 * found.value
 
 
 def test_what_has_no_density_or_too_few_draws_is_refused() -> None:

@@ -196,19 +196,18 @@ def _projected(
     starts = [slope, *normal] if bool(slope.any()) else list(normal)
     rises, gradients = [], 0
     for radius in radii:
-        best: ChunkMeans | None = None
+        best = here  # θ itself is in the ball
         for start in starts:
             u = radius * _steepest(start, box=box)
             for index in range(steps + 1):
                 there, gradient, _ = gradient_at(problem, scale * u)
                 gradients += 1
-                best = there if best is None else _higher(there, best)
+                best = _higher(there, best)
                 if index == steps or not bool(torch.isfinite(gradient).all()):
                     break
                 # Twice the radius at first, which leaves the start behind; then less, as the iterates settle.
                 length = 2 * radius * (1 - index / steps)
                 u = _onto_ball(u + length * _steepest(scale * gradient, box=box), radius, box=box)
-        assert best is not None
         rises.append(best - here)
     return rises, [float("nan")] * len(radii), Cost(gradients=float(gradients))
 

@@ -26,7 +26,7 @@ class Sharpness(Record):
             disturbances the mean.
         stderrs: their standard errors from the data at fixed disturbances, same samples at both points; NaN with one chunk.
         draw_stderrs: their standard errors from the random disturbances, NaN where none were drawn or only one.
-        first_order: what the gradient alone predicts: radius times its dual norm, 0 on average.
+        first_order: what the gradient alone predicts: radius times its dual norm, 0 on average, NaN for ``"logits"``.
         loss: loss at θ.
         loss_stderr: its standard error from the data.
         steps: ascent steps of the search, 0 where none were taken.

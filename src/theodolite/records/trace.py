@@ -31,7 +31,7 @@ class Trace(Record):
             where its sketch left none.
         method: ``"hutchinson"``, ``"hutch++"``, ``"xtrace"``, ``"xnystrace"``, or ``"basis and probes"``
             where it is exact on a Krylov space and sampled off it.
-        operator: ``"hessian"`` or ``"ggn"``.
+        operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
         size: number of parameters n.
     """
 
