@@ -10,16 +10,21 @@ import pytest
 import theodolite as th
 
 PUBLIC = [
+    "EKFAC",
     "Fisher",
     "GGN",
+    "GGNBlocks",
+    "GGNDiagonal",
     "GradientCovariance",
     "Grouped",
     "Hessian",
     "InputHessian",
     "Jacobian",
+    "KFAC",
     "LayerBlocks",
     "MFAC",
     "Monitor",
+    "NTK",
     "PreconditionedHessian",
     "Problem",
     "alignment",
@@ -30,7 +35,11 @@ PUBLIC = [
     "directional",
     "errors",
     "findings",
+    "fisher_spectrum",
+    "fisher_trace",
     "flow_sharpness",
+    "ggn_diagonal",
+    "ggn_spectrum",
     "gradients",
     "influence",
     "linalg",
@@ -41,6 +50,7 @@ PUBLIC = [
     "next_update",
     "outliers",
     "plane",
+    "problems_by_group",
     "quote",
     "records",
     "report",
@@ -66,7 +76,7 @@ def test_public_names_are_pinned_and_resolve() -> None:
 
 
 def test_an_unknown_name_says_what_there_is() -> None:
-    with pytest.raises(AttributeError, match=r"theodolite has no 'spectral'. It has GGN, .*undisturbed"):
+    with pytest.raises(AttributeError, match=r"theodolite has no 'spectral'. It has EKFAC, .*undisturbed"):
         th.spectral
 
 

@@ -23,7 +23,7 @@ def spectrum(
     which: Literal["largest", "smallest", "both"] = "largest",
     tol: float = 1e-3,
     probes: int = 0,
-    steps: int = 80,
+    steps: int = 60,
     operator: OperatorName = "hessian",
     samples: Samples = None,
     data_tol: float = 0.05,

@@ -97,7 +97,7 @@ def _spectrum_cost(options: Mapping[str, Any]) -> Cost:
 
 MEASURES: Mapping[str, _Named] = {
     "gradients": _Named(gradients, {}, lambda options: _passes(gradients=1)),
-    "spectrum": _Named(spectrum, {"k": 5, "which": "both", "probes": 12, "steps": 80}, _spectrum_cost),
+    "spectrum": _Named(spectrum, {"k": 5, "which": "both", "probes": 12, "steps": 60}, _spectrum_cost),
     "trace": _Named(trace, {"probes": 32}, lambda options: _passes(products=options["probes"], gradients=1)),
     "density": _Named(
         density,
