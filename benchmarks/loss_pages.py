@@ -37,12 +37,15 @@ PICTURES: dict[str, tuple[str, tuple[Callable[..., Tensor], ...]]] = {
 }
 
 
-def write_pages() -> None:
-    """Write docs/losses/catalogue.md and the pictures beside it."""
+def draw_pictures() -> None:
+    """Draw docs/losses/images."""
     for name, (_, functions) in PICTURES.items():
-        save_profiles(
-            [profile.as_dict() for profile in losses.compare(*functions)], PAGES / "images" / f"{name}.png", scale=1.2
-        )
+        profiles = [profile.as_dict() for profile in losses.compare(*functions)]
+        save_profiles(profiles, PAGES / "images" / f"{name}.png", scale=1.2)
+
+
+def write_catalogue() -> None:
+    """Write docs/losses/catalogue.md."""
     sections = [_head(), *_listing(), *_cards(), *_profiles(), *_pictures(), *_survey()]
     (PAGES / "catalogue.md").write_text("\n".join(sections) + "\n", encoding="utf-8")
 

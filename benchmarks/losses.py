@@ -1,6 +1,6 @@
 """Losses: time beside torch and peers, memory of tiled contrast, small experiments on digits and text, and the docs' pages.
 
-python benchmarks/losses.py time | memory | experiments | text | page
+python benchmarks/losses.py time | memory | experiments | text | page | pictures
 """
 
 from __future__ import annotations
@@ -160,11 +160,13 @@ if __name__ == "__main__":
     elif task == "memory":
         measure_memory()
     elif task == "page":
-        loss_pages.write_pages()
+        loss_pages.write_catalogue()
+    elif task == "pictures":
+        loss_pages.draw_pictures()
     elif task == "text":
         print_text()
     elif task == "experiments":
         for part, table in experiments().items():
             print(part, *table, sep="\n")
     else:
-        raise SystemExit(f"Expected time, memory, experiments, text or page. Found {task}.")
+        raise SystemExit(f"Expected time, memory, experiments, text, page or pictures. Found {task}.")
