@@ -87,17 +87,20 @@ def _passes(*, products: int = 0, gradients: int = 0, forwards: int = 0) -> Cost
 
 
 def _spectrum_cost(options: Mapping[str, Any]) -> Cost:
-    """Lanczos takes 2 to 4 products a pair and about 10 more, at least ``steps`` for a density; one a pair verifies it."""
+    """Lanczos takes 2 to 4 products a pair and about 10 more, at least ``steps`` for a density; one a pair verifies it.
+
+    Missed copies take 8 more, the halves about 15.
+    """
     pairs = options["k"] * (2 if options["which"] == "both" else 1)
     found = 10 + 3 * pairs
     if options["probes"]:
         found = max(found, options["steps"]) + options["probes"]
-    return _passes(products=found + 8 + pairs, gradients=1)
+    return _passes(products=found + 8 + pairs + 15 * options["halves"], gradients=1 + options["halves"])
 
 
 MEASURES: Mapping[str, _Named] = {
     "gradients": _Named(gradients, {}, lambda options: _passes(gradients=1)),
-    "spectrum": _Named(spectrum, {"k": 5, "which": "both", "probes": 12, "steps": 60}, _spectrum_cost),
+    "spectrum": _Named(spectrum, {"k": 5, "which": "both", "probes": 12, "steps": 60, "halves": True}, _spectrum_cost),
     "trace": _Named(trace, {"probes": 32}, lambda options: _passes(products=options["probes"], gradients=1)),
     "density": _Named(
         density,
@@ -115,7 +118,7 @@ MEASURES: Mapping[str, _Named] = {
 }
 
 PLANS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "quick": {"gradients": {}, "spectrum": {"k": 1, "probes": 0}, "line": {"points": 21}},
+    "quick": {"gradients": {}, "spectrum": {"k": 1, "probes": 0, "halves": False}, "line": {"points": 21}},
     "standard": {"gradients": {}, "spectrum": {}, "plane": {}},
     "deep": {
         "gradients": {},
