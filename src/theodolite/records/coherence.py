@@ -124,9 +124,17 @@ class Coherence(Record):
         """Samples, coherence, sharpness."""
         return (
             f"{plural(self.samples, 'sample')}, n={self.size:,}",
-            f"σ = {number(self.coherence)}" if self.samples and self.gram.size else "no curvature",
+            f"σ = {number(self.coherence)}, λ₁ = {number(self.sharpness)}"
+            if self._readable
+            else "no curvature to read",
             f"loss {number(self.loss)}",
         )
+
+    @property
+    def _readable(self) -> bool:
+        """Whether there are rows, as many as the samples say, all finite."""
+        counted = bool((self.rows >= 0).all()) and int(self.rows.sum(dtype=np.float64)) == len(self.gram)
+        return bool(self.gram.size) and counted and bool(np.isfinite(np.square(self.gram).sum()))
 
     @property
     def _owners(self) -> Int[np.ndarray, " m"]:
