@@ -1,44 +1,78 @@
-"""Loss, gradient and parameter norms with their errors."""
+"""Loss, gradient and parameter norms with their errors, and the Gram matrix of per-sample gradients."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from theodolite.errors import DataError, OperatorError, ProblemError
+from theodolite.measures.sample_gradients import Groups, SampleGradients, sample_gradients
 from theodolite.problem import Problem
 from theodolite.records import Cost, Gradients
 from theodolite.records.jackknife import jackknife_stderr
 
 OVER_THE_CAP = "no errors for the norms: the gradients of the chunks exceed the memory cap"
+GRAM = 1.5  # gradients that a Gram matrix of all samples takes, forward pass included
 
 
-def gradients(problem: Problem, *, step: int | None = None) -> Gradients:
-    """Loss and gradient of the problem, norms by layer, with standard errors over the chunks of its data.
+def gradients(
+    problem: Problem,
+    *,
+    gram: bool | Literal["auto"] = "auto",
+    samples: int = 256,
+    layers: bool | None = None,
+    groups: Groups | None = None,
+    update: Float[Tensor, " n"] | None = None,
+    seed: int = 0,
+    step: int | None = None,
+) -> Gradients:
+    """Loss and gradient of the problem with norms by layer, and all dot products of the gradients of its samples.
 
-    Cost: one gradient. Gradients of the chunks are held for the errors while they fit the problem's memory cap.
+    From the dot products (the Gram matrix) the record derives norms of samples, noise scale, conflicts between groups, and
+    which samples the gradient comes from, all with errors.
+
+    Cost: one gradient; with the Gram matrix 1.1 to 1.5 gradients of ``samples`` more, and once for each shape of batch about
+        three for its checks. Gradients of the chunks are held for the errors while they fit the problem's memory cap.
 
     Args:
         problem: what to survey.
+        gram: whether to multiply the gradients of samples; ``"auto"`` does where they are defined, and says why where not.
+        samples: how many at most, drawn at random where there are more.
+        layers: whether to keep the Gram matrix of every layer too; None keeps them up to 8 MiB.
+        groups: groups whose gradients are compared: ``"targets"``, a label for each sample of the problem in the order of
+            its data, or a function from a batch to the labels of its samples.
+        update: flat update d of the optimiser (a step taken or to be taken), to be multiplied with every sample's gradient.
+        seed: of the draw of samples.
         step: optimiser step, kept in the record.
 
     Returns:
-        A record; a loss or norm that is not finite is a reading, not an error.
+        A record; a loss, norm or sample that is not finite is a reading, not an error.
+
+    Raises:
+        OperatorError: gram is True, and something couples the samples, or ranks share the data.
+        DataError: groups do not fit the data.
+        ProblemError: an option makes no sense.
 
     Example:
         >>> inputs, targets = torch.randn(64, 10), torch.randint(3, (64,))
         >>> model = torch.nn.Sequential(torch.nn.Linear(10, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3))
         >>> gradients(Problem(model, torch.nn.CrossEntropyLoss(), [(inputs, targets)])).layers
         ('0', '2')
+        >>> found = gradients(Problem(model, torch.nn.CrossEntropyLoss(), [(inputs, targets)]), groups="targets")
+        >>> found.gram.shape, found.group_alignment.names
+        ((64, 64), ('0', '1', '2'))
 
     References:
         Busing, Meijer & van der Leeden, "Delete-m jackknife for unequal m" (1999).
     """
     started = time.perf_counter()
+    _refuse(gram, samples, groups, update)
     ranks = problem.ranks
     with problem.together("gradients"):
         totals, here, summed, parts = _read(problem)
@@ -59,10 +93,14 @@ def gradients(problem: Problem, *, step: int | None = None) -> Gradients:
     loss = totals.sum() / denominator
     with np.errstate(invalid="ignore"):  # a loss that is not finite is a reading
         left_out = (totals.sum() - totals) / left
+    found = SampleGradients({}, (), 0.0)
+    if gram:
+        found = _of_samples(problem, gram, samples=samples, layers=layers, groups=groups, update=update, seed=seed)
     return Gradients(
         step=step,
-        cost=Cost(gradients=1.0, seconds=time.perf_counter() - started),
-        notes=() if kept else (OVER_THE_CAP,),
+        cost=Cost(gradients=1.0 + GRAM * found.share, forwards=found.share, seconds=time.perf_counter() - started),
+        seed=seed if 0 < found.share < 1 else None,
+        notes=(() if kept else (OVER_THE_CAP,)) + found.notes,
         context=problem.context() | {"chunks": int((weights > 0).sum())},
         loss=float(loss),
         loss_stderr=float(jackknife_stderr(left_out, whole=np.asarray(loss), weights=weights)),
@@ -73,7 +111,31 @@ def gradients(problem: Problem, *, step: int | None = None) -> Gradients:
         layer_norm_stderrs=errors[1:],
         parameter_norms=_norms(problem.layout.flatten(problem.point().leaves).detach(), slices),
         samples=problem.samples,
+        **found.fields,
     )
+
+
+def _refuse(gram: bool | str, samples: int, groups: Groups | None, update: Tensor | None) -> None:
+    if gram not in (True, False, "auto"):
+        raise ProblemError(f"Expected gram to be True, False or 'auto', found {gram!r}.")
+    if samples < 2:
+        raise ProblemError(f"Expected at least 2 samples for dot products of their gradients, found samples={samples}.")
+    if not gram and not (groups is None and update is None):
+        raise ProblemError(
+            "Expected gram=True with groups= or update=, which need the gradients of samples; found gram=False."
+        )
+
+
+def _of_samples(problem: Problem, gram: bool | str, **options: Any) -> SampleGradients:
+    """The Gram matrix; with ``"auto"`` a note of why there is none."""
+    wanted = gram is True or options["groups"] is not None or options["update"] is not None
+    try:
+        return sample_gradients(problem, **options)
+    except (OperatorError, DataError) as error:
+        if wanted:
+            raise
+        reason = str(error).split(". ")[0]
+        return SampleGradients({}, (f"no Gram matrix of per-sample gradients: {reason}",), 0.0)
 
 
 def _read(

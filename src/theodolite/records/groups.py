@@ -1,0 +1,132 @@
+"""How the gradients of groups of samples (classes, domains, tasks) agree or conflict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.special import ndtri
+
+from theodolite.records.gram import Gram, cosines, pairs
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class GroupAlignment:
+    """Dot products M = YᵀGY of the mean gradients of groups.
+
+    Args:
+        names: of the groups.
+        counts: samples of each.
+        dots: ⟨ḡ_a, ḡ_b⟩.
+        dot_stderrs: their standard errors, of the two samples of gradients; NaN on the diagonal and for a group of one.
+        cosines: between mean gradients.
+        cosine_stderrs: their standard errors by leaving out one sample of each group at a time.
+        within: mean cosine between samples of one group.
+        between: mean cosine between samples of different groups.
+    """
+
+    names: tuple[str, ...]
+    counts: Int[np.ndarray, " k"]
+    dots: Float[np.ndarray, "k k"]
+    dot_stderrs: Float[np.ndarray, "k k"]
+    cosines: Float[np.ndarray, "k k"]
+    cosine_stderrs: Float[np.ndarray, "k k"]
+    within: float
+    between: float
+
+    def conflicts(self, *, level: float = 0.95) -> tuple[tuple[str, str], ...]:
+        """Pairs of groups whose mean gradients oppose each other beyond chance, the strongest first: the conflict graph's edges.
+
+        A step for one group raises the loss of the other. ⟨ḡ_a, ḡ_b⟩ of different groups has no bias, so that it is tested by
+        itself, with the level shared among all pairs (Bonferroni).
+
+        Args:
+            level: probability that groups without a conflict show none.
+        """
+        edges = np.argwhere(np.triu(self.conflict_graph(level=level), k=1))
+        order = sorted(edges.tolist(), key=lambda edge: float(self.cosines[edge[0], edge[1]]))
+        return tuple((self.names[a], self.names[b]) for a, b in order)
+
+    def conflict_graph(self, *, level: float = 0.95) -> Bool[np.ndarray, "k k"]:
+        """Whether two groups conflict beyond chance, as in ``conflicts``."""
+        tests = max(len(self.names) * (len(self.names) - 1) // 2, 1)
+        reach = float(ndtri(1 - (1 - level) / tests))
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.dots + reach * self.dot_stderrs < 0)  # False where the error is not known
+
+
+def group_alignment(gram: Gram, groups: Int[np.ndarray, " b"], names: tuple[str, ...]) -> GroupAlignment:
+    """Dot products and cosines of the mean gradients of groups, from the Gram matrix of all samples.
+
+    Args:
+        gram: of b samples.
+        groups: the place of each sample's group in ``names``.
+        names: of the groups; one without samples is all NaN.
+    """
+    member = np.equal.outer(groups, np.arange(len(names))).astype(np.float64)
+    counts = member.sum(axis=0)
+    with np.errstate(all="ignore"):
+        slopes = gram @ member / counts  # ⟨g_i, ḡ_b⟩
+        dots = member.T @ slopes / counts[:, None]
+        lengths = np.sqrt(np.maximum(np.diagonal(dots), 0.0))
+        shared = dots / np.multiply.outer(lengths, lengths)
+        stderrs = _dot_stderrs(member, slopes, counts)
+        cosine_stderrs = _cosine_stderrs(gram, groups, slopes, dots, counts)
+    same = pairs(np.equal.outer(groups, groups).astype(np.float64)) > 0
+    between_samples = pairs(cosines(gram))
+    return GroupAlignment(
+        names,
+        counts.astype(np.int64),
+        dots,
+        stderrs,
+        shared,
+        cosine_stderrs,
+        _mean(between_samples[same]),
+        _mean(between_samples[~same]),
+    )
+
+
+def _mean(values: Float[np.ndarray, " p"]) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _dot_stderrs(
+    member: Float[np.ndarray, "b k"], slopes: Float[np.ndarray, "b k"], counts: Float[np.ndarray, " k"]
+) -> Float[np.ndarray, "k k"]:
+    """√(Var_a⟨g_i, ḡ_b⟩/n_a + Var_b⟨g_j, ḡ_a⟩/n_b), the jackknife over each of the two groups."""
+    means = member.T @ slopes / counts[:, None]
+    squares = member.T @ np.square(slopes) / counts[:, None] - np.square(means)
+    of_rows = np.maximum(squares, 0.0) / (counts - 1)[:, None]
+    found = np.sqrt(of_rows + of_rows.T)
+    found[np.isinf(found) | (counts < 2)[:, None] | (counts < 2)] = np.nan
+    np.fill_diagonal(found, np.nan)
+    return np.asarray(found)
+
+
+def _cosine_stderrs(
+    gram: Gram,
+    groups: Int[np.ndarray, " b"],
+    slopes: Float[np.ndarray, "b k"],
+    dots: Float[np.ndarray, "k k"],
+    counts: Float[np.ndarray, " k"],
+) -> Float[np.ndarray, "k k"]:
+    """Jackknife within each group; a cosine between a and b changes with the samples of both."""
+    squares = np.diagonal(dots)
+    variance = np.zeros_like(dots)
+    for a, count in enumerate(counts):
+        mine = groups == a
+        # Without sample i: ḡ_a' = (n ḡ_a − g_i)/(n − 1).
+        others = (count * dots[a] - slopes[mine]) / (count - 1)
+        own = (count**2 * squares[a] - 2 * count * slopes[mine, a] + np.diagonal(gram)[mine]) / (count - 1) ** 2
+        left_out = others / np.sqrt(np.maximum(own, 0.0))[:, None] / np.sqrt(squares)
+        part = (count - 1) * left_out.var(axis=0) if count > 1 else np.full(len(counts), np.nan)
+        variance[a] += part
+        variance[:, a] += part
+    found = np.sqrt(variance)
+    np.fill_diagonal(found, 0.0)
+    return np.asarray(found)
