@@ -169,6 +169,10 @@ class Captured:
         lost.update(late, missed)
         return tuple(name for name in run.problem.layout.names if name in lost)
 
+    def forget(self) -> None:
+        """Let go of the inputs of all operations; no further cotangent can be asked for."""
+        self._run.recorder.sites.clear()
+
     def fallback(self, names: tuple[str, ...], cotangent: Tensor | None = None) -> list[Use]:
         """Per-sample gradients of some parameters, one sample after the other."""
         if not names:

@@ -177,6 +177,7 @@ def _many(problem: Problem, chunks: list[Chunk], point: Point, tally: Tally, *, 
 
 def _agree(captured: Captured, readings: dict[str, Reading], *, recheck: bool) -> bool:
     known = captured.known
+    captured.forget()
     if known.checked and not recheck:
         return True
     known.checked = check(captured, readings)

@@ -90,7 +90,13 @@ class Pass:
         self, start: Any, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool
     ) -> tuple[str, ...]:
         edges = [site.edge for site in self.sites if site.first]
-        self.recorder.delivery.listener = lambda index, gradient: take(self.sites[index], gradient)
+
+        def listen(index: int, gradient: Tensor) -> None:
+            take(self.sites[index], gradient)
+            if not retain:
+                self.sites[index].operands.clear()  # lets go of the inputs, as autograd does
+
+        self.recorder.delivery.listener = listen
         try:
             found = torch.autograd.grad(
                 [start], [*edges, *self.point.leaves], [cotangent], retain_graph=retain, allow_unused=True
