@@ -15,6 +15,9 @@ gradient of the outputs, and returns a ``Use`` for every operation that reads a 
 Linear layers and convolutions are ``Factored`` with ``A (b, t, k)``, the inputs (unfolded for a convolution), and ``D (b, t, l)``,
 the gradients of the outputs; embeddings are ``Lookup`` with ``ids (b, t)`` and ``D (b, t, k)``; everything else is ``Rows``.
 Gradients are those of each sample's part of the summed loss: nothing is divided by weights.
+
+``sample_gram(problem)`` is the Gram matrix of all samples, scaled so that their mean is the gradient of the problem, with two
+checks by plain autograd.
 """
 
 from theodolite.operators.capture.captured import Captured, capture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -62,4 +62,3 @@ class Site:
     trailing: int
     edge: Any
     first: bool
-    parameters: tuple[str, ...] = field(default=())
