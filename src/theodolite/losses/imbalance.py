@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from theodolite.losses.contract import Reduction, mean_over, smoothed_cross_entropy, widened
+from theodolite.losses.contract import Reduction, smoothed_cross_entropy, widened
 from theodolite.losses.hessian import OutputHessian
 from theodolite.losses.registry import loss, module_of
 
@@ -250,9 +250,8 @@ def density_normalised_edge(
         logits, target, weight=weight, ignore_index=ignore_index, label_smoothing=0.0, reduction="none"
     )
     inside = (target != background) & (target != ignore_index)
-    foreground = torch.where(inside, single, 0.0).sum()
-    rest = torch.where(inside, 0.0, single).sum()
-    return mean_over(alpha * foreground + beta * rest, inside.sum().to(single.dtype))
+    weighted = single * torch.where(inside, single.new_tensor(alpha), single.new_tensor(beta))
+    return weighted.sum() / inside.sum().clamp(min=1)
 
 
 DensityNormalisedEdgeLoss = module_of(density_normalised_edge, "DensityNormalisedEdgeLoss")

@@ -232,10 +232,10 @@ def macro_auc_univariate(
     """
     z, y = widened(scores), widened(labels)
     # φ(yf), y = ±1; the logistic one is binary cross-entropy, which torch has in one pass
-    logits = surrogate is logistic
-    values = F.binary_cross_entropy_with_logits(z, y, reduction="none") if logits else surrogate((2 * y - 1) * z)
+    fused = surrogate is logistic
     if not reweighted:
-        return values.mean()
+        return F.binary_cross_entropy_with_logits(z, y) if fused else surrogate((2 * y - 1) * z).mean()
+    values = F.binary_cross_entropy_with_logits(z, y, reduction="none") if fused else surrogate((2 * y - 1) * z)
     positives, negatives = y.sum(0), (1 - y).sum(0)
     both = (positives > 0) & (negatives > 0)
     up = torch.linalg.vecdot(y, values, dim=0) / positives.clamp(min=1)
