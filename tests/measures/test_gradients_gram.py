@@ -91,13 +91,11 @@ def test_groups_by_labels_and_by_function_are_the_same() -> None:
 
 
 def test_without_a_gram_matrix_all_is_as_before() -> None:
-    plain, rich = (gradients(BY_NAME["mlp"].problem(), gram=gram) for gram in (False, True))
+    plain, rich = (gradients(BY_NAME["mlp"].problem(), gram=gram) for gram in (False, "auto"))
     assert plain.gram is None
     assert plain.cost.gradients == 1
     for name in ("loss", "loss_stderr", "norm", "norm_stderr"):
         assert getattr(plain, name) == getattr(rich, name)
-    with pytest.raises(ProblemError, match="with groups= or update="):
-        gradients(BY_NAME["mlp"].problem(), gram=False, groups="targets")
     with pytest.raises(ProblemError, match="at least 2 samples"):
         gradients(BY_NAME["mlp"].problem(), samples=1)
     with pytest.raises(ProblemError, match="True, False or 'auto', found 'yes'"):
@@ -106,7 +104,7 @@ def test_without_a_gram_matrix_all_is_as_before() -> None:
 
 def test_coupled_samples_have_no_gram_matrix() -> None:
     problem = _with_batchnorm()
-    found = gradients(problem)
+    found = gradients(problem, gram="auto")
     assert found.gram is None
     assert np.isfinite(found.norm)
     assert "no Gram matrix of per-sample gradients" in found.notes[-1]
@@ -127,7 +125,7 @@ def test_a_sample_with_nan_is_marked_and_the_rest_is_read() -> None:
     broken = inputs.clone()
     broken[2] = torch.nan
     found = gradients(BY_NAME["mlp"].problem_of(model, [(broken, targets), *rest]), groups="targets")
-    whole = gradients(BY_NAME["mlp"].problem_of(model, batches))
+    whole = gradients(BY_NAME["mlp"].problem_of(model, batches), gram=True)
     others = np.delete(np.arange(17), 2)
     assert np.flatnonzero(~found.finite).tolist() == [2]
     np.testing.assert_allclose(found.gram[np.ix_(others, others)], whole.gram[np.ix_(others, others)], rtol=1e-9)
@@ -140,10 +138,10 @@ def test_scores_of_classifiers_are_norms_at_the_logits() -> None:
     """GraNd of a last layer is EL2N·√(‖h‖² + 1), here of a linear model whose features are the inputs."""
     torch.manual_seed(0)
     inputs, targets = torch.randn(12, 5, dtype=torch.float64), torch.randint(3, (12,))
-    found = gradients(Problem(nn.Linear(5, 3).double(), nn.CrossEntropyLoss(), [(inputs, targets)]))
+    found = gradients(Problem(nn.Linear(5, 3).double(), nn.CrossEntropyLoss(), [(inputs, targets)]), gram=True)
     expected = found.el2n * np.sqrt(np.square(inputs.numpy()).sum(1) + 1)
     np.testing.assert_allclose(found.sample_norms, expected, rtol=1e-10)
-    assert gradients(BY_NAME["mlp-squared"].problem()).el2n is None
+    assert gradients(BY_NAME["mlp-squared"].problem(), gram=True).el2n is None
 
 
 def test_order_of_samples_and_scale_of_the_loss() -> None:
@@ -151,10 +149,12 @@ def test_order_of_samples_and_scale_of_the_loss() -> None:
     inputs, targets = torch.randn(10, 5, dtype=torch.float64), torch.randn(10, 2, dtype=torch.float64)
     model = nn.Linear(5, 2).double()
     order = torch.randperm(10)
-    found = gradients(Problem(model, nn.MSELoss(), [(inputs, targets)]))
-    turned = gradients(Problem(model, nn.MSELoss(), [(inputs[order], targets[order])]))
+    found = gradients(Problem(model, nn.MSELoss(), [(inputs, targets)]), gram=True)
+    turned = gradients(Problem(model, nn.MSELoss(), [(inputs[order], targets[order])]), gram=True)
     np.testing.assert_allclose(turned.gram, found.gram[np.ix_(order, order)], rtol=1e-9, atol=1e-14)
-    scaled = gradients(Problem(model, lambda out, target: 3 * (out - target).square().mean(), [(inputs, targets)]))
+    scaled = gradients(
+        Problem(model, lambda out, target: 3 * (out - target).square().mean(), [(inputs, targets)]), gram=True
+    )
     np.testing.assert_allclose(scaled.gram, 9 * found.gram, rtol=1e-9, atol=1e-13)
     assert scaled.noise_scale.value == pytest.approx(found.noise_scale.value)
 
@@ -173,7 +173,7 @@ def test_relabelled_samples_are_found() -> None:
         optimizer.step()
     planted = torch.randperm(200)[:20]
     targets[planted] = (targets[planted] + 1) % 4
-    found = gradients(Problem(model, nn.CrossEntropyLoss(), [(inputs, targets)])).attribution
+    found = gradients(Problem(model, nn.CrossEntropyLoss(), [(inputs, targets)]), gram=True).attribution
     first = set(found.indices[:20].tolist())
     recall = len(first & set(planted.tolist())) / 20
     flagged = set(found.outliers.tolist())
@@ -210,7 +210,9 @@ def test_steps_by_batch_size_follow_the_trade_off() -> None:
     model = nn.Linear(size, 1, bias=False).double()
     with torch.no_grad():
         model.weight.copy_(start)
-    found = gradients(Problem(model, nn.MSELoss(), [(inputs, torch.zeros(512, 1, dtype=torch.float64))]), samples=512)
+    found = gradients(
+        Problem(model, nn.MSELoss(), [(inputs, torch.zeros(512, 1, dtype=torch.float64))]), gram=True, samples=512
+    )
     low, high = found.noise_scale_interval()
     assert low < size + 1 < high  # of x xᵀθ with x normal: tr Σ = (d + 1)|θ|²
     sizes = np.array([4, 16, 64])

@@ -24,7 +24,7 @@ GRAM = 1.5  # gradients that a Gram matrix of all samples takes, forward pass in
 def gradients(
     problem: Problem,
     *,
-    gram: bool | Literal["auto"] = "auto",
+    gram: bool | Literal["auto"] = False,
     samples: int = 256,
     layers: bool | None = None,
     groups: Groups | None = None,
@@ -43,6 +43,7 @@ def gradients(
     Args:
         problem: what to survey.
         gram: whether to multiply the gradients of samples; ``"auto"`` does where they are defined, and says why where not.
+            With groups or an update they are multiplied in any case.
         samples: how many at most, drawn at random where there are more.
         layers: whether to keep the Gram matrix of every layer too; None keeps them up to 8 MiB.
         groups: groups whose gradients are compared: ``"targets"``, a label for each sample of the problem in the order of
@@ -55,7 +56,7 @@ def gradients(
         A record; a loss, norm or sample that is not finite is a reading, not an error.
 
     Raises:
-        OperatorError: gram is True, and something couples the samples, or ranks share the data.
+        OperatorError: dot products are not optional, and something couples the samples, or ranks share the data.
         DataError: groups do not fit the data.
         ProblemError: an option makes no sense.
 
@@ -72,7 +73,7 @@ def gradients(
         Busing, Meijer & van der Leeden, "Delete-m jackknife for unequal m" (1999).
     """
     started = time.perf_counter()
-    _refuse(gram, samples, groups, update)
+    _refuse(gram, samples)
     ranks = problem.ranks
     with problem.together("gradients"):
         totals, here, summed, parts = _read(problem)
@@ -94,7 +95,7 @@ def gradients(
     with np.errstate(invalid="ignore"):  # a loss that is not finite is a reading
         left_out = (totals.sum() - totals) / left
     found = SampleGradients({}, (), 0.0)
-    if gram:
+    if gram or groups is not None or update is not None:
         found = _of_samples(problem, gram, samples=samples, layers=layers, groups=groups, update=update, seed=seed)
     return Gradients(
         step=step,
@@ -115,24 +116,19 @@ def gradients(
     )
 
 
-def _refuse(gram: bool | str, samples: int, groups: Groups | None, update: Tensor | None) -> None:
+def _refuse(gram: bool | str, samples: int) -> None:
     if gram not in (True, False, "auto"):
         raise ProblemError(f"Expected gram to be True, False or 'auto', found {gram!r}.")
     if samples < 2:
         raise ProblemError(f"Expected at least 2 samples for dot products of their gradients, found samples={samples}.")
-    if not gram and not (groups is None and update is None):
-        raise ProblemError(
-            "Expected gram=True with groups= or update=, which need the gradients of samples; found gram=False."
-        )
 
 
 def _of_samples(problem: Problem, gram: bool | str, **options: Any) -> SampleGradients:
     """The Gram matrix; with ``"auto"`` a note of why there is none."""
-    wanted = gram is True or options["groups"] is not None or options["update"] is not None
     try:
         return sample_gradients(problem, **options)
     except (OperatorError, DataError) as error:
-        if wanted:
+        if gram != "auto" or options["groups"] is not None or options["update"] is not None:
             raise
         reason = str(error).split(". ")[0]
         return SampleGradients({}, (f"no Gram matrix of per-sample gradients: {reason}",), 0.0)

@@ -72,7 +72,7 @@ def stability_and_vectors(
 ) -> tuple[Stability, Float[Tensor, "j n"] | None]:
     """The record, and the eigenvector that the next measurement can start from."""
     started = time.perf_counter()
-    here = gradients(problem, gram=False)
+    here = gradients(problem)
     if not math.isfinite(here.loss):
         reason = "the loss is not finite"
         return _unreadable(here, problem, optimizer, tol=tol, seed=seed, step=step, reason=reason), None

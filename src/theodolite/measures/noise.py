@@ -1,0 +1,109 @@
+"""The noise of the gradient seen through the curvature: which batch sizes and learning rates pay."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from theodolite.errors import ProblemError
+from theodolite.measures.subject import context_of, operator_of
+from theodolite.operators.covariance import refuse_coupled_samples
+from theodolite.operators.stacked import refuse_sharded
+from theodolite.problem import Chunk, Problem
+from theodolite.records import Cost
+from theodolite.records.curved_noise import CurvedNoise
+
+
+def curved_noise(
+    problem: Problem,
+    *,
+    probes: int = 8,
+    operator: Literal["hessian", "ggn"] = "hessian",
+    seed: int = 0,
+    step: int | None = None,
+) -> CurvedNoise:
+    """B_noise = tr(HΣ)/(𝒢ᵀH𝒢), the noise scale that weighs directions by what noise along them costs.
+
+    ``gradients(problem).noise_scale`` is its value for a Hessian in proportion to the identity. No gradient of a single sample
+    is formed: random signs weigh the losses of the samples.
+
+    Cost: a gradient and a product for each probe, and one of each more. With ``from_loss`` samples are evaluated one by one,
+        unless the batches are those of transformers.
+
+    Args:
+        problem: what to survey.
+        probes: random combinations of the samples, at least 2 for the error.
+        operator: ``"hessian"`` or ``"ggn"``.
+        seed: of the signs.
+        step: optimiser step, kept in the record.
+
+    Raises:
+        ProblemError: there are too few probes or samples.
+        OperatorError: something couples the samples, or ranks share the data.
+
+    Example:
+        >>> inputs, targets = torch.randn(32, 5), torch.randn(32, 1)
+        >>> problem = Problem(nn.Linear(5, 1), nn.MSELoss(), [(inputs, targets)])
+        >>> curved_noise(problem, operator="ggn").curvatures.shape
+        (8,)
+
+    References:
+        McCandlish et al., "An empirical model of large-batch training" (2018).
+    """
+    started = time.perf_counter()
+    refuse_sharded(problem)
+    refuse_coupled_samples(problem)
+    if probes < 2 or problem.samples < 2:
+        raise ProblemError(f"Expected two probes and two samples or more, found {probes} and {problem.samples}.")
+    H = operator_of(problem, operator)
+    rows = _combinations(problem, probes, seed)
+    curvatures = (rows * (H @ rows.T).T).double().sum(1).cpu().numpy()
+    squares = rows.double().square().sum(1).cpu().numpy()
+    cost = H.cost + Cost(gradients=probes + 1.0)
+    return CurvedNoise(
+        step=step,
+        cost=replace(cost, seconds=time.perf_counter() - started),
+        seed=seed,
+        notes=tuple(H.notes),
+        context=context_of(problem, H),
+        curvatures=curvatures[:-1],
+        squares=squares[:-1],
+        slope_curvature=float(curvatures[-1]),
+        slope_square=float(squares[-1]),
+        samples=problem.samples,
+        operator=operator,
+        size=problem.n,
+    )
+
+
+def _combinations(problem: Problem, probes: int, seed: int) -> Float[Tensor, "k n"]:
+    """z = Σ (ε_i − ε̄)g_i/√(N − 1) for every probe, and at last ḡ."""
+    signs = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], size=(probes, problem.samples)))
+    weights = (signs - signs.mean(1, keepdim=True)) / (problem.samples - 1) ** 0.5
+    weights = torch.cat([weights, torch.full((1, problem.samples), 1 / problem.samples, dtype=torch.float64)])
+    point, summed, done = problem.point(), torch.zeros(probes + 1, problem.n, dtype=problem.dtype), 0
+    summed, denominators = summed.to(problem.device), []
+
+    def pull(model: nn.Module, chunk: Chunk, mine: Tensor) -> tuple[Tensor, float]:
+        shares = problem.objective.shares(model, chunk.batch)
+        rows = [
+            torch.autograd.grad(shares, point.leaves, row.to(shares), retain_graph=True, materialize_grads=True)
+            for row in mine
+        ]
+        _, weight = problem.evaluate(chunk, point, grad=False)
+        return torch.stack([problem.layout.flatten(row) for row in rows]), weight
+
+    with problem.session():
+        for chunk in problem.chunks():
+            mine = weights[:, done : done + chunk.samples]
+            rows, weight = problem.call(lambda model, c=chunk, m=mine: pull(model, c, m), point, chunk=chunk.index)
+            summed += rows
+            denominators.append(weight)
+            done += chunk.samples
+    return summed * (problem.samples / problem.total_weight(torch.tensor(denominators, dtype=torch.float64)))
