@@ -58,6 +58,22 @@ def test_a_batch_that_would_not_fit_is_cut(operator: type, room: Any) -> None:
     assert relative(cut @ v, expected) < 1e-12
 
 
+def test_leaving_out_the_pieces_of_a_cut_batch_is_leaving_out_batches(room: Any) -> None:
+    """The centred covariance takes quadratic forms and mean gradients on the same pieces."""
+    found = problem()
+    each = bytes_of_a_sample(GradientCovariance(found))
+    batches = [
+        (x[start : start + 10], y[start : start + 10]) for x, y in found.batches for start in range(0, len(x), 10)
+    ]
+    V = torch.randn(found.n, 2, dtype=torch.float64)
+    expected = GradientCovariance(Problem(found.model, nn.CrossEntropyLoss(), batches), centered=True).by_chunk(V)
+    room(10, each)
+    cut = GradientCovariance(found, centered=True).by_chunk(V)
+    assert cut[2].tolist() == [10.0, 10.0, 4.0, 9.0]
+    for mine, theirs in zip(cut, expected, strict=True):
+        assert relative(mine, theirs) < 1e-12
+
+
 @pytest.mark.parametrize(
     "options", [{"mode": "train"}, {"mode": "train", "coupled": True}], ids=["dropout", "BatchNorm"]
 )

@@ -51,7 +51,9 @@ class GradientCovariance(ProblemOperator):
         if not self.centered:
             return products, left_out, weights
         with self.problem.together("slopes of the chunks", vectors=V):
-            slopes = torch.stack([part @ V for _, _, _, part in self.problem.chunk_gradients()]).double()
+            # The chunks that the products were taken on, which are pieces of batches where those do not fit into memory.
+            gradients = self.problem.chunk_gradients(at_most=self._at_most())
+            slopes = torch.stack([part @ V for _, _, _, part in gradients]).double()
         slopes = self.problem.ranks.join(slopes)
         # Without a chunk the mean gradient is that of the others, over their share of the denominator.
         left = (weights.sum() - weights) * self.problem.total_weight(weights) / weights.sum()

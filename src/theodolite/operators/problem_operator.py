@@ -224,13 +224,21 @@ class ProblemOperator(LinearOperator):
         Raises:
             ProblemError: it does not fit and may not be cut, or one sample does not fit.
         """
-        each = PEAK * (self._graph_bytes or 0.0)
-        fitting = int(FREE * self._free / each) if each else None
-        cut = fitting is not None and fitting >= 1 and self.problem.divisible
-        for chunk in self.problem.chunks(at_most=fitting if cut else None):
+        each, fitting = PEAK * (self._graph_bytes or 0.0), self._fitting()
+        for chunk in self.problem.chunks(at_most=self._at_most()):
             if fitting is not None:
                 refuse_too_large(chunk.samples, fitting=fitting, of_each=each, device=self.problem.device)
             yield chunk
+
+    def _at_most(self) -> int | None:
+        """Samples of the pieces that batches are cut into at this point, None where they stay whole."""
+        fitting = self._fitting()
+        return fitting if fitting is not None and fitting >= 1 and self.problem.divisible else None
+
+    def _fitting(self) -> int | None:
+        """Samples whose graph fits into memory, None where a graph takes none."""
+        each = PEAK * (self._graph_bytes or 0.0)
+        return int(FREE * self._free / each) if each else None
 
     def _measure_bytes(self) -> float:
         """Bytes a sample that a graph keeps alive, from a graph of a few samples, whose Jacobian is checked."""

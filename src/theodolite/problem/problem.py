@@ -531,11 +531,16 @@ class Problem:
         return self.ranks.sum(gradient) / self.total_weight(of_chunks)
 
     def chunk_gradients(
-        self, point: Point | None = None
+        self, point: Point | None = None, *, at_most: int | None = None
     ) -> Iterator[tuple[Chunk, Float[Tensor, ""], float, Float[Tensor, " n"]]]:
-        """Every chunk of this rank with its total, weight, and the gradient of its total, flattened."""
+        """Every chunk of this rank with its total, weight, and the gradient of its total, flattened.
+
+        Args:
+            point: where, if not at the current parameters.
+            at_most: samples of a chunk, as for ``chunks``.
+        """
         point = self._shared(point)
-        for chunk in self.chunks():
+        for chunk in self.chunks(at_most=at_most):
 
             def differentiate(
                 model: nn.Module, chunk: Chunk = chunk
