@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.linalg import eigsh
 from torch import nn
 
 from families import BY_NAME
@@ -126,6 +128,17 @@ def test_a_sample_of_the_data_is_drawn_where_there_is_more() -> None:
     assert found.sharpness == pytest.approx(
         float(torch.linalg.eigvalsh(GGN(problem.take(6, seed=2)).dense())[-1]), rel=1e-9
     )
+    for ask in (
+        lambda: found.bound(2),
+        lambda: found.radius(0.1, batch=2),
+        lambda: found.max_learning_rate(batch=2),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"found 6 of {problem.samples}. Measure it with samples={problem.samples}"
+        ):
+            ask()
+    whole = coherence(problem, samples=problem.samples)
+    assert whole.radius(0.1, batch=problem.samples) < whole.radius(0.1, batch=1)
     with pytest.raises(OperatorError, match=r"memory cap of 2 vectors of 79 parameters, found 4 after"):
         coherence(BY_NAME["mlp"].problem(memory=2 * 79 * 8 + 1))
 
@@ -135,3 +148,34 @@ def test_coupled_samples_and_unknown_outputs_are_refused() -> None:
         coherence(BY_NAME["convnet"].problem(mode="train"))
     with pytest.raises(OperatorError, match="Problem\\(model, criterion, batches\\)"):
         coherence(BY_NAME["from-loss"].problem())
+
+
+@pytest.mark.parametrize("batch", [0, -1, 4.5, math.nan])
+def test_a_batch_beyond_the_data_is_refused(batch: float) -> None:
+    found = of_factors([np.eye(4)[i : i + 1] for i in range(4)])
+    for ask in (found.bound, lambda batch: found.radius(0.1, batch=batch)):
+        with pytest.raises(ValueError, match=r"at most all 4 samples, found batch="):
+            ask(batch)
+
+
+def test_directions_that_hardly_curve_are_no_part_of_the_span() -> None:
+    factors = [np.diag([1.0, 0.8, 1e-4])[i : i + 1] for i in range(3)]
+    found = of_factors(factors)
+    assert found.radius(0.5, batch=3) == pytest.approx((1 - 0.5 * 0.64 / 3) ** 2, rel=1e-9)
+
+
+def test_growth_that_does_not_converge_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    found = of_factors([rng.standard_normal((1, 12)) for _ in range(12)])
+    monkeypatch.setattr("theodolite.records.coherence.eigsh", partial(eigsh, maxiter=1, ncv=2))
+    with pytest.raises(
+        OperatorError, match=r"learning_rate=0.01, batch=2 from matrices of 12 × 12, found no convergence"
+    ):
+        found.radius(0.01, batch=2)
+
+
+def test_a_record_without_rows_has_nothing_to_say() -> None:
+    empty = Coherence(gram=np.zeros((0, 0)), rows=np.zeros(0, dtype=np.int64), loss=0.0, size=3)
+    assert math.isnan(empty.coherence)
+    assert empty.sharpness == 0
+    assert empty.interactions.shape == (0, 0)

@@ -26,12 +26,13 @@ def coherence(problem: Problem, *, samples: int = 64, seed: int = 0, step: int |
 
     Args:
         problem: made with a criterion that is convex in the outputs; its samples must not be coupled.
-        samples: how many to use, drawn at random where there are more.
+        samples: how many to use, drawn at random where there are more. What follows for a batch size takes all of them,
+            samples=problem.samples: from a part the record holds the coherence and the sharpness of that part alone.
         seed: of that draw.
         step: optimiser step, kept in the record.
 
     Returns:
-        A record with the Gram matrix of all rows, from which coherence, bounds and the exact radius follow.
+        A record with the Gram matrix of all rows, from which coherence and, of all samples, bounds and the exact radius follow.
 
     Raises:
         OperatorError: the outputs are not known, the criterion is not convex in them, or the rows exceed the memory cap.
@@ -66,6 +67,7 @@ def coherence(problem: Problem, *, samples: int = 64, seed: int = 0, step: int |
         context=part.context(),
         gram=(scale * (rows.double() @ rows.double().T)).cpu().numpy(),
         rows=counts,
+        population=problem.samples,
         loss=float(totals.sum()) / divisor,
         size=problem.n,
     )

@@ -9,12 +9,15 @@ from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
+from theodolite.errors import OperatorError
 from theodolite.records.record import Record
 from theodolite.records.text import number, plural
 
-ROUNDING = 1e-12  # eigenvalues of the Gram matrix below this share of the largest are zero: entries are good to 1e-16
+# Directions that curve less than this share of λ₁ are left out: at a rate below 2/λ₁ they shrink by less than 4e-6 a step, and
+# so many factors next to 1 would leave the iteration without a gap.
+FLAT = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -28,6 +31,7 @@ class Coherence(Record):
     Args:
         gram: inner products of all rows of all A_i.
         rows: number of rows of each A_i.
+        population: samples of the data that these were drawn from; None where they are all of them.
         loss: loss of the samples.
         size: number of parameters n.
     """
@@ -36,12 +40,13 @@ class Coherence(Record):
 
     gram: Float[np.ndarray, "m m"]
     rows: Int[np.ndarray, " s"]
+    population: int | None = None
     loss: float
     size: int
 
     @property
     def samples(self) -> int:
-        """Number of samples N."""
+        """Number of samples, N where they are all of the data."""
         return int(self.rows.size)
 
     @property
@@ -73,7 +78,11 @@ class Coherence(Record):
         """Learning rate above which SGD is certainly unstable: the smaller of 2/λ₁ and σ/(λ₁·√(N/B − 1)).
 
         Sufficient, not necessary: ``radius`` may exceed 1 below it.
+
+        Raises:
+            ValueError: the samples are a part of the data, or the batch is not between 0 and all of them.
         """
+        self._refuse(batch)
         sharpness = self.sharpness
         if not sharpness > 0:
             return math.inf
@@ -84,10 +93,15 @@ class Coherence(Record):
         """Exact factor by which E‖θ − θ*‖² grows a step at last, within the span of the rows; beyond 1 is unstable.
 
         The largest eigenvalue of M ↦ JMJ + (η²/N²)(N/B − 1) Σ H_iMH_i with J = I − ηH, a symmetric positive map. Orthogonal to
-        the span nothing moves.
+        the span nothing moves, and directions that curve less than 1e-6 of λ₁ are not counted to it.
 
         Cost: an eigenproblem for matrices of the size of the span, none for the model.
+
+        Raises:
+            ValueError: the samples are a part of the data, or the batch is not between 0 and all of them.
+            OperatorError: the eigenproblem did not converge.
         """
+        self._refuse(batch)
         factors = self._factors
         m = factors.shape[1]
         if not m:
@@ -105,13 +119,23 @@ class Coherence(Record):
         if m == 1:
             return float(step(np.ones(1))[0])
         # From the identity, which is inside the cone that holds the leading eigenvector.
-        found = eigsh(
-            LinearOperator((m * m, m * m), matvec=step, dtype=np.float64), k=1, which="LA", v0=np.eye(m).ravel()
-        )
+        transfer = LinearOperator((m * m, m * m), matvec=step, dtype=np.float64)
+        try:
+            found = eigsh(transfer, k=1, which="LA", v0=np.eye(m).ravel())
+        except ArpackNoConvergence as error:
+            raise OperatorError(
+                f"Expected the growth of SGD at learning_rate={learning_rate:g}, batch={batch:g} from matrices of {m} × {m}, found "
+                "no convergence: its largest factors lie too close together. Ask at another learning rate."
+            ) from error
         return float(found[0][0])
 
     def max_learning_rate(self, *, batch: float | int, tol: float = 1e-4) -> float:
-        """Largest learning rate at which ``radius`` stays below 1, by bisection to a relative tolerance."""
+        """Largest learning rate at which ``radius`` stays below 1, by bisection to a relative tolerance.
+
+        Raises:
+            ValueError: the samples are a part of the data, or the batch is not between 0 and all of them.
+            OperatorError: the eigenproblem of a radius did not converge.
+        """
         below, above = 0.0, self.bound(batch)
         if math.isinf(above):
             return above
@@ -123,12 +147,24 @@ class Coherence(Record):
     def summary(self) -> tuple[str, ...]:
         """Samples, coherence, sharpness."""
         return (
-            f"{plural(self.samples, 'sample')}, n={self.size:,}",
+            f"{plural(self.samples, 'sample')}{'' if self.population is None else f' of {self.population:,}'}, n={self.size:,}",
             f"σ = {number(self.coherence)}, λ₁ = {number(self.sharpness)}"
             if self._readable
             else "no curvature to read",
             f"loss {number(self.loss)}",
         )
+
+    def _refuse(self, batch: float | int) -> None:
+        """Batches whose noise these samples do not tell: it grows with N/B, and their own number is not N."""
+        if self.population is not None and self.population != self.samples:
+            raise ValueError(
+                f"Expected all samples of the data, as the noise of a batch depends on N/B, found {self.samples} of "
+                f"{self.population}. Measure it with samples={self.population} (problem.samples)."
+            )
+        if not 0 < batch <= self.samples:
+            raise ValueError(
+                f"Expected a batch of more than 0 and at most all {self.samples} samples, found batch={batch}."
+            )
 
     @property
     def _readable(self) -> bool:
@@ -150,5 +186,5 @@ class Coherence(Record):
     def _factors(self) -> Float[np.ndarray, "m k"]:
         """The rows in an orthonormal basis of their span."""
         values, vectors = np.linalg.eigh(self.gram)
-        kept = values > ROUNDING * values.max(initial=0.0)
+        kept = values > FLAT * values.max(initial=0.0)
         return np.asarray(vectors[:, kept] * np.sqrt(values[kept]))
