@@ -37,7 +37,7 @@ def recipes(draw, classes=tuple(KINDS_OF_LIBRARY)):
     hints = typing.get_type_hints(cls)
     values = {field.name: _draw(draw, hints[field.name], sizes) for field in dataclasses.fields(cls)}
     for name, axis in cls.lengths.items():
-        values[name] = tuple(f"layer <{index}>" for index in range(sizes[axis]))
+        values[name] = tuple(f"layer <{index}>" for index in range(_size(draw, axis, sizes)))
     return functools.partial(cls, **values)
 
 

@@ -11,6 +11,7 @@ from theodolite.measures.flow_sharpness import flow_sharpness, scalar_flow_sharp
 from theodolite.measures.gradients import gradients
 from theodolite.measures.influence import influence
 from theodolite.measures.logit_sharpness import logit_sharpness
+from theodolite.measures.noise import curved_noise
 from theodolite.measures.outliers import outliers
 from theodolite.measures.probing import density, trace
 from theodolite.measures.sharpness import sharpness
@@ -26,6 +27,7 @@ __all__ = [
     "batch_sharpness",
     "classwise",
     "coherence",
+    "curved_noise",
     "density",
     "directional",
     "fisher_trace",

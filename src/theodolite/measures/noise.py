@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -16,8 +17,7 @@ from theodolite.measures.subject import context_of, operator_of
 from theodolite.operators.covariance import refuse_coupled_samples
 from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, Problem
-from theodolite.records import Cost
-from theodolite.records.curved_noise import CurvedNoise
+from theodolite.records import Cost, CurvedNoise
 
 
 def curved_noise(
@@ -87,8 +87,8 @@ def _combinations(problem: Problem, probes: int, seed: int) -> Float[Tensor, "k 
     signs = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], size=(probes, problem.samples)))
     weights = (signs - signs.mean(1, keepdim=True)) / (problem.samples - 1) ** 0.5
     weights = torch.cat([weights, torch.full((1, problem.samples), 1 / problem.samples, dtype=torch.float64)])
-    point, summed, done = problem.point(), torch.zeros(probes + 1, problem.n, dtype=problem.dtype), 0
-    summed, denominators = summed.to(problem.device), []
+    summed = torch.zeros(probes + 1, problem.n, dtype=problem.dtype, device=problem.device)
+    point, denominators, done = problem.point(), [], 0
 
     def pull(model: nn.Module, chunk: Chunk, mine: Tensor) -> tuple[Tensor, float]:
         shares = problem.objective.shares(model, chunk.batch)
@@ -102,7 +102,7 @@ def _combinations(problem: Problem, probes: int, seed: int) -> Float[Tensor, "k 
     with problem.session():
         for chunk in problem.chunks():
             mine = weights[:, done : done + chunk.samples]
-            rows, weight = problem.call(lambda model, c=chunk, m=mine: pull(model, c, m), point, chunk=chunk.index)
+            rows, weight = problem.call(partial(pull, chunk=chunk, mine=mine), point, chunk=chunk.index)
             summed += rows
             denominators.append(weight)
             done += chunk.samples

@@ -6,6 +6,7 @@ from theodolite.records.book import Book
 from theodolite.records.classwise import Classwise
 from theodolite.records.coherence import Coherence
 from theodolite.records.cost import Cost
+from theodolite.records.curved_noise import CurvedNoise
 from theodolite.records.density import Density
 from theodolite.records.directional import Directional
 from theodolite.records.equality import differences
@@ -35,6 +36,7 @@ __all__ = [
     "Classwise",
     "Coherence",
     "Cost",
+    "CurvedNoise",
     "Density",
     "Directional",
     "Estimate",

@@ -66,7 +66,7 @@ class CurvedNoise(Record):
         if not signal.value > 0:
             return Estimate(math.inf if signal.value <= 0 else math.nan, math.nan, noise.degrees)
         # Numerator and denominator have one error: d(a/(s − a/N)) = (s/(s − a/N)²) da.
-        stderr = noise.stderr * abs(self.slope_curvature) / signal.value**2
+        stderr = noise.stderr * abs(self.slope_curvature) / signal.value / signal.value
         return Estimate(noise.value / signal.value, stderr, noise.degrees)
 
     @property

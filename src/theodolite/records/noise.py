@@ -43,12 +43,12 @@ def noise_scale_interval(gram: Gram, *, level: float = 0.95) -> tuple[float, flo
     noise, signal = float(covariance_trace(whole)), float(signal_square(whole))
     replicas = np.stack([covariance_trace(without), signal_square(without)])
     deviations = replicas - replicas.mean(axis=1, keepdims=True)
-    spread = (count - 1) / count * deviations @ deviations.T
+    (of_noise, shared), (_, of_signal) = ((count - 1) / count * deviations @ deviations.T).tolist()
     reach = float(stdtrit(count - 1, (1 + level) / 2)) ** 2
     # (noise − ρ·signal)² ≤ reach·Var(noise − ρ·signal) is a·ρ² − 2b·ρ + c ≤ 0.
-    a = signal**2 - reach * spread[1, 1]
-    b = noise * signal - reach * spread[0, 1]
-    c = noise**2 - reach * spread[0, 0]
+    a = signal * signal - reach * of_signal
+    b = noise * signal - reach * shared
+    c = noise * noise - reach * of_noise
     root = math.sqrt(max(b * b - a * c, 0.0))
     if not math.isfinite(a + b + c):
         return math.nan, math.nan
