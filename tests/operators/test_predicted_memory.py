@@ -12,7 +12,7 @@ from torch import nn
 import theodolite.operators.problem_operator as problem_operator
 from operators.plain import relative
 from theodolite.errors import ProblemError
-from theodolite.operators import GGN, GradientCovariance, Hessian
+from theodolite.operators import GGN, GradientCovariance, Hessian, InputHessian, Jacobian
 from theodolite.problem import Problem, memory
 
 
@@ -56,6 +56,28 @@ def test_a_batch_that_would_not_fit_is_cut(operator: type, room: Any) -> None:
     assert relative(cut @ v, expected) < 1e-12
     assert cut.chunks == 4  # 10 + 10 + 4 and 9
     assert relative(cut @ v, expected) < 1e-12
+
+
+def test_rows_and_columns_of_samples_follow_the_pieces(room: Any) -> None:
+    """Stacked operators have their rows where the data has its samples, however a batch is cut."""
+    found = problem()
+    whole = Jacobian(found)
+    v, u = torch.randn(found.n, dtype=torch.float64), torch.randn(whole.shape[0], 2, dtype=torch.float64)
+    expected, pulled = whole @ v, whole.T @ u
+    room(10, float(whole._graph_bytes or 0.0))
+    cut = Jacobian(found)
+    assert relative(cut @ v, expected) < 1e-12
+    assert relative(cut.T @ u, pulled) < 1e-12
+    assert cut.chunks == 4
+
+    room(10_000, 1e3)
+    in_inputs = InputHessian(found)
+    V = torch.randn(in_inputs.shape[0], 2, dtype=torch.float64)
+    expected = in_inputs @ V
+    room(10, float(in_inputs._graph_bytes or 0.0))
+    cut_inputs = InputHessian(found)
+    assert relative(cut_inputs @ V, expected) < 1e-12
+    assert cut_inputs.chunks == 4
 
 
 def test_leaving_out_the_pieces_of_a_cut_batch_is_leaving_out_batches(room: Any) -> None:

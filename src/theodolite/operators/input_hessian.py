@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class InputHessian(StackedOperator):
         problem: made with a criterion; its batches are pairs whose inputs have a floating-point tensor with a row a sample.
 
     Attributes:
-        sizes: input entries of a sample, for each chunk.
+        sizes: input entries of a sample, for each batch, or each piece that ``microbatch`` makes of it.
 
     Raises:
         OperatorError: the inputs are not known, or are tokens.
@@ -59,15 +60,20 @@ class InputHessian(StackedOperator):
                 "An input Hessian needs batches of (inputs, targets), found a problem made by Problem.from_loss. "
                 "Use Problem(model, criterion, batches)."
             )
-        self._places, self.sizes = [], []
-        start = 0
+        self.sizes, entries = [], 0
         for chunk in problem.chunks():
-            inputs = _differentiable(chunk)
-            size = sum(tensor.numel() for tensor in inputs)
-            self._places.append(slice(start, start + size))
+            size = sum(tensor.numel() for tensor in _differentiable(chunk))
             self.sizes.append(size // chunk.samples)
+            entries += size
+        super().__init__(problem, shape=(entries, entries), symmetric=True)
+
+    def _walk(self, rows: Float[Tensor, "k n"], point: Point) -> Iterator[tuple[Graph, Chunk, Float[Tensor, "k m"]]]:
+        """Every chunk with its graph and the products with its part of the vectors."""
+        start = 0
+        for graph, chunk, buffers in self._visit(point):
+            size = sum(leaf.numel() for leaf in graph.leaves)
+            yield graph, chunk, self._apply(graph, chunk, rows[:, start : start + size], point, buffers)
             start += size
-        super().__init__(problem, shape=(start, start), symmetric=True)
 
     def _measure_bytes(self) -> float:
         """From the certificate, which is made here: the graph in the inputs passes through the same operations."""
@@ -78,21 +84,17 @@ class InputHessian(StackedOperator):
         total, weight = self.problem.objective.evaluate(model, (inputs, pair(chunk.batch)[1]))
         if not torch.isfinite(total):
             raise non_finite_loss(float(total.detach()), where=f"batch {chunk.index}")
-        return InputGraph(gradients(total, leaves, create_graph=True), leaves, weight, self._places[chunk.index])
+        return InputGraph(gradients(total, leaves, create_graph=True), leaves, weight)
 
 
 class InputGraph(GradientGraph):
-    """Hessian products of one chunk in its own inputs, which lie at one place of the vectors."""
-
-    def __init__(self, gradient: Tensors, leaves: Tensors, weight: float, where: slice) -> None:
-        super().__init__(gradient, leaves, weight)
-        self._where = where
+    """Hessian products of one chunk in its own inputs."""
 
     def loop(self, rows: Float[Tensor, "k n"], layout: Layout) -> Float[Tensor, "k m"]:
-        return torch.stack([self._one(row) for row in rows[:, self._where]])
+        return torch.stack([self._one(row) for row in rows])
 
     def block(self, rows: Float[Tensor, "k n"], layout: Layout, *, width: int) -> Float[Tensor, "k m"]:
-        return torch.cat([torch.func.vmap(self._one)(piece) for piece in rows[:, self._where].split(width)])
+        return torch.cat([torch.func.vmap(self._one)(piece) for piece in rows.split(width)])
 
     def _one(self, row: Tensor) -> Tensor:
         """The product with one vector of this chunk's inputs, sample by sample."""

@@ -29,7 +29,7 @@ class Jacobian(StackedOperator):
         problem: made with a criterion, or with ``from_loss`` of a model of transformers and batches that have ``labels``.
 
     Attributes:
-        rows: number of rows of each chunk.
+        rows: number of rows of each batch, or of each piece that ``microbatch`` makes of it.
 
     Raises:
         OperatorError: the model's outputs are not known.
@@ -60,8 +60,12 @@ class Jacobian(StackedOperator):
         with self.problem.session():
             total = rows.new_zeros(rows.shape[0], self.shape[1])
             point = self._prepare()
-            for (graph, chunk, buffers), piece in zip(self._visit(point), rows.split(self.rows, dim=1), strict=True):
+            start_row = 0
+            for graph, chunk, buffers in self._visit(point):
                 assert isinstance(graph, OutputGraph)
+                # Counted here: where a batch does not fit into memory its pieces are walked.
+                piece = rows[:, start_row : start_row + graph.outputs.numel()]
+                start_row += graph.outputs.numel()
 
                 def pulled(_: nn.Module, graph: OutputGraph = graph, piece: Tensor = piece) -> Tensor:
                     parts = (graph.pull(row.reshape(graph.outputs.shape)) for row in piece)
