@@ -13,7 +13,7 @@ from torch import Tensor
 
 from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
-from theodolite.linalg.basis import NOISE, Basis, orthonormal_rows
+from theodolite.linalg.basis import NOISE, Basis, orthonormal_rows, thin_qr
 from theodolite.linalg.iteration import EXTRA_STEPS, NOVELTY, checked_start, rows_in_memory, size_of_sensible
 from theodolite.linalg.krylov import Ritz
 from theodolite.linalg.lanczos import Eigenpairs
@@ -188,7 +188,7 @@ class _BlockKrylov:
         if self.exhausted:
             self._outside, self._next = np.zeros((0, b)), outside.T[:0]
             return
-        Q, R = torch.linalg.qr(outside)
+        Q, R = thin_qr(outside)
         U, sizes, V = torch.linalg.svd(R.double())
         self._outside = (sizes[:, None] * V).cpu().numpy()
         kept = sizes > NOISE * self._rounding

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
+from theodolite.linalg.basis import thin_qr
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
 from theodolite.linalg.vectors import project
@@ -128,7 +129,7 @@ def nystrom(
     """
     if not A.symmetric or not damping > 0:
         raise OperatorError(f"Nyström needs a symmetric operator and a damping δ > 0, found {A!r} and {damping=}.")
-    Omega = torch.linalg.qr(sketch_vectors(A, rank, products=rank, least=1, seed=seed, memory=memory)).Q
+    Omega, _ = thin_qr(sketch_vectors(A, rank, products=rank, least=1, seed=seed, memory=memory))
     Y = finite_product(A, Omega, before=0)
     forms, W = torch.linalg.eigh((Omega.T @ Y + Y.T @ Omega).double() / 2)
     rounding = DEPENDENT * torch.finfo(A.dtype).eps * float(forms.abs().max())
@@ -139,8 +140,9 @@ def nystrom(
         )
     kept = forms > rounding
     # A⟨Ω⟩ = B Bᵀ; directions that rounding cannot tell from null ones are left out instead of shifted.
-    B = Y @ (W[:, kept] / forms[kept].sqrt()).to(Y)
+    wide = torch.promote_types(Y.dtype, torch.float32)  # LAPACK has no half types
+    B = Y.to(wide) @ (W[:, kept] / forms[kept].sqrt()).to(wide)
     U, sizes, _ = torch.linalg.svd(B, full_matrices=False)
     values = sizes.double().cpu() ** 2 + damping
     to = float(values.min()) if len(values) else damping
-    return SpectralPreconditioner(values, U.T.contiguous(), to=to)
+    return SpectralPreconditioner(values, U.T.contiguous().to(Y), to=to)

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
+from theodolite.linalg.basis import thin_qr
 from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
 from theodolite.linalg.probes import Probes
 from theodolite.linalg.trace import TraceEstimate, exact_trace
@@ -150,13 +151,13 @@ def sketch_vectors(
 
 def orthogonal_sketch(Y: Float[Tensor, "n s"]) -> tuple[Float[Tensor, "n r"], Float[np.ndarray, "r s"], bool]:
     """An orthonormal basis Q of the columns of Y with Y = Q R, and whether they depend on each other."""
-    Q, R = torch.linalg.qr(Y)
+    Q, R = thin_qr(Y)
     U, sizes, _ = torch.linalg.svd(R.double())
     tiny = sizes <= DEPENDENT * torch.finfo(Y.dtype).eps * sizes[0]
     if not bool(tiny.any()):
         return Q, _small(R), False
-    U = U[:, ~tiny].to(Q)
-    return Q @ U, _small(U.T @ R), True
+    U = U[:, ~tiny]
+    return Q @ U.to(Q), _small(U.T @ R.double()), True
 
 
 def exchange_directions(R: Float[np.ndarray, "s s"]) -> Float[np.ndarray, "s s"]:
