@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from torch import nn
 from families import BY_NAME, dense_oracle
 from records.published_jackknife import published
 from theodolite.errors import OperatorError
-from theodolite.measures import alignment, next_update, spectrum, track
+from theodolite.measures import alignment, density, next_update, outliers, spectrum, trace, track
 from theodolite.problem import Problem
+from theodolite.records import Record
 
 NAMES = ("mlp", "mlp-weighted", "transformer")
 
@@ -71,6 +73,40 @@ def test_plain_gradient_descent_is_aligned_as_its_gradient() -> None:
 def test_the_spectrum_must_be_of_the_same_problem() -> None:
     with pytest.raises(OperatorError, match="found one of"):
         alignment(BY_NAME["mlp"].problem(), spectrum=spectrum(BY_NAME["transformer"].problem(), k=2))
+
+
+def small() -> Problem:
+    """A classifier on two batches."""
+    torch.manual_seed(3)
+    inputs, targets = torch.randn(24, 3, dtype=torch.float64), torch.randint(2, (24,))
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    return Problem(model, nn.CrossEntropyLoss(), [(inputs[:8], targets[:8]), (inputs[8:], targets[8:])])
+
+
+@pytest.mark.parametrize("which", [trace, density, alignment, outliers])
+def test_a_spectrum_of_other_weights_data_or_shapes_is_refused(which: Callable[..., Record]) -> None:
+    problem = small()
+    known = spectrum(problem, k=4, tol=1e-8)
+    assert which(problem, spectrum=known).size == problem.n
+    other = known.replace(parameters=(("0.weight", (3, problem.n // 3)), *known.parameters[1:]))
+    with pytest.raises(OperatorError, match=r"parameters, found one of others.*'0.weight'"):
+        which(problem, spectrum=other)
+    with pytest.raises(OperatorError, match=r"at this point, found an eigenvector of λ = .* Measure it here"):
+        which(problem.take(8, seed=0), spectrum=known)
+    with torch.no_grad():
+        problem.model[0].weight.mul_(1.1)
+    with pytest.raises(OperatorError, match=r"at this point, found an eigenvector of λ = .* with vᵀHv = "):
+        which(problem, spectrum=known)
+
+
+@pytest.mark.parametrize("which", [alignment, outliers])
+def test_the_context_is_that_of_this_problem(which: Callable[..., Record]) -> None:
+    problem = small()
+    known = spectrum(problem, k=4, tol=1e-8)
+    found = which(problem.replace(microbatch=4), spectrum=known)
+    assert known.data_degrees == 1
+    assert found.data_degrees == 5
+    assert found.context["microbatch"] == 4
 
 
 def drifting() -> tuple[nn.Module, Problem]:

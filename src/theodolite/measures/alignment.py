@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from theodolite.measures import curvature
 from theodolite.measures.outliers import top_vectors
-from theodolite.measures.subject import OperatorName
+from theodolite.measures.subject import OperatorName, context_of, operator_of
 from theodolite.measures.updates import next_update
+from theodolite.measures.verification import refuse_elsewhere
 from theodolite.problem import Problem
 from theodolite.records import Alignment, Cost, Spectrum
 from theodolite.records.jackknife import jackknife_stderr
@@ -38,8 +39,8 @@ def alignment(
     Late in training most of the gradient lies in the few directions of largest curvature, along which it oscillates, while
     progress is made in the rest: a share near 1 says that steps are spent on the walls of the valley.
 
-    Cost: one gradient, and without ``spectrum`` that of ``spectrum`` with k pairs. With an optimiser a copy of its state for
-    each chunk of the data, one after the other.
+    Cost: one gradient, and without ``spectrum`` that of ``spectrum`` with k pairs, with it one product. With an optimiser a copy
+    of its state for each chunk of the data, one after the other.
 
     Args:
         problem: what to survey.
@@ -51,7 +52,7 @@ def alignment(
         step: optimiser step, kept in the record.
 
     Raises:
-        OperatorError: the spectrum is of another problem, holds no eigenvectors, or is not of the upper end.
+        OperatorError: the spectrum is of another problem or point, holds no eigenvectors, or is not of the upper end.
         ProblemError: the optimiser holds no parameter of the problem, or its step needs a closure.
 
     Example:
@@ -70,8 +71,12 @@ def alignment(
     cost = Cost(gradients=1.0)
     if spectrum is None:
         spectrum = curvature.spectrum(problem, k=min(k, problem.n), operator=operator, seed=seed)
-        cost += spectrum.cost
-    U = top_vectors(problem, spectrum)
+        cost, context = cost + spectrum.cost, spectrum.context
+        U = top_vectors(problem, spectrum)
+    else:
+        U, H = top_vectors(problem, spectrum), operator_of(problem, spectrum.operator)
+        refuse_elsewhere(problem, spectrum, H)
+        cost, context = cost + H.cost, context_of(problem, H)
     chunks = _chunk_gradients(problem)
     gradient = chunks.whole
     of_gradient = _shares(problem, U, gradient, chunks.left_out(), chunks)
@@ -88,7 +93,7 @@ def alignment(
         cost=replace(cost, seconds=time.perf_counter() - started),
         seed=spectrum.seed,
         notes=spectrum.notes if chunks.parts is not None else (*spectrum.notes, OVER_THE_CAP),
-        context=spectrum.context,
+        context=context,
         eigenvalues=spectrum.top,
         gradient_shares=of_gradient.each,
         gradient_stderrs=of_gradient.stderrs,

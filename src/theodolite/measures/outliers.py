@@ -13,7 +13,8 @@ from torch import Tensor
 
 from theodolite.errors import OperatorError
 from theodolite.measures import curvature
-from theodolite.measures.subject import OperatorName
+from theodolite.measures.subject import OperatorName, context_of, operator_of
+from theodolite.measures.verification import refuse_elsewhere
 from theodolite.operators import Grouped
 from theodolite.operators.grouped import By
 from theodolite.problem import Problem
@@ -39,7 +40,7 @@ def outliers(
     Gauss-Newton part, whose range the gradients of the classes' mean losses span in good part.
 
     Cost: one gradient and two forward passes, and without ``spectrum`` that of ``spectrum`` with three pairs for each class and
-    12 probes.
+    12 probes; with it one product, to see that it is of this point.
 
     Args:
         problem: a classifier on its data.
@@ -52,7 +53,8 @@ def outliers(
         step: optimiser step, kept in the record.
 
     Raises:
-        OperatorError: the spectrum is of another problem, holds no eigenvectors, or is not of the upper end; samples are coupled.
+        OperatorError: the spectrum is of another problem or point, holds no eigenvectors, or is not of the upper end; samples
+            are coupled.
         DataError: the labels are not one for each sample.
 
     Example:
@@ -72,8 +74,12 @@ def outliers(
     if spectrum is None:
         k = min(FOR_EACH_CLASS * len(groups.problems), problem.n)
         spectrum = curvature.spectrum(problem, k=k, probes=12, operator=operator, seed=seed)
-        cost += spectrum.cost
-    U = top_vectors(problem, spectrum)
+        cost, context = cost + spectrum.cost, spectrum.context
+        U = top_vectors(problem, spectrum)
+    else:
+        U, H = top_vectors(problem, spectrum), operator_of(problem, spectrum.operator)
+        refuse_elsewhere(problem, spectrum, H)
+        cost, context = cost + H.cost, context_of(problem, H)
     means = torch.stack([part.gradient() for part in groups.problems.values()]).double()
     Q, norms = _span(means), means.norm(dim=1)
     cosines = (means @ means.T / torch.outer(norms, norms)).clamp(-1, 1)
@@ -84,7 +90,7 @@ def outliers(
         cost=replace(cost, seconds=time.perf_counter() - started),
         seed=spectrum.seed,
         notes=spectrum.notes,
-        context=spectrum.context,
+        context=context,
         eigenvalues=spectrum.top,
         converged=spectrum.converged[: len(spectrum.top)],
         shares=(U @ Q.T).square().sum(dim=1).cpu().numpy(),

@@ -58,7 +58,7 @@ def density(
     """
     started = time.perf_counter()
     H = operator_of(problem, operator)
-    known = None if spectrum is None else known_pairs(problem, spectrum, operator=operator)
+    known = None if spectrum is None else known_pairs(problem, spectrum, H, operator=operator)
     rules = slq(H, probes=probes, steps=min(steps, problem.n), seed=seed, deflate=known, memory=problem.memory)
     nodes, weights = whole_rules(rules)
     return Density(
@@ -186,7 +186,7 @@ def _estimate(
     parts = tuple(problem.layout.layer_slices.values())
     options: dict[str, Any] = {"probes": probes, "seed": seed, "parts": parts, "memory": problem.memory}
     if spectrum is not None:
-        known = known_pairs(problem, spectrum, operator=operator)
+        known = known_pairs(problem, spectrum, H, operator=operator)
         return hutchinson(H, deflate=known, **options), float("nan")
     A = Remembering(H)
     found = hutchinson(A, **options)

@@ -19,7 +19,7 @@ from theodolite.measures.beside import beside_the_pairs
 from theodolite.measures.halves import held_out_quotient
 from theodolite.measures.samples import Precision
 from theodolite.measures.subject import OperatorName, Remembering, context_of, operator_of
-from theodolite.measures.verification import radius_of, verified
+from theodolite.measures.verification import parameters_of, radius_of, verified
 from theodolite.operators import ProblemOperator
 from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
@@ -87,9 +87,7 @@ class Question:
             which=self.which,
             operator=self.operator,
             size=problem.n,
-            parameters=tuple(
-                (name, tuple(shape)) for name, shape in zip(problem.layout.names, problem.layout.shapes, strict=True)
-            ),
+            parameters=parameters_of(problem),
             **fields,
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -15,6 +17,9 @@ from theodolite.records import Spectrum
 from theodolite.records.jackknife import jackknife_stderr
 
 SMALL = 1e-3  # eigenvalues below this share of the largest are judged against it
+ELSEWHERE = (
+    1e-3  # a Rayleigh quotient further from its eigenvalue is of another point: at the same one they differ by rounding
+)
 
 
 def verified(
@@ -31,11 +36,13 @@ def verified(
     return to_numpy(values), to_numpy(residuals), errors
 
 
-def known_pairs(problem: Problem, spectrum: Spectrum, *, operator: str) -> Eigenpairs:
+def known_pairs(problem: Problem, spectrum: Spectrum, H: ProblemOperator, *, operator: str) -> Eigenpairs:
     """The eigenpairs of a record as linear algebra takes them.
 
+    Cost: one product.
+
     Raises:
-        OperatorError: the record holds no eigenvectors, or is of another problem or operator.
+        OperatorError: the record holds no eigenvectors, or is of another problem, point or operator.
     """
     if spectrum.size != problem.n or spectrum.operator != operator or spectrum.eigenvectors is None:
         without = " without eigenvectors" if spectrum.eigenvectors is None else ""
@@ -43,6 +50,7 @@ def known_pairs(problem: Problem, spectrum: Spectrum, *, operator: str) -> Eigen
             f"Expected the spectrum of the {operator} of this problem's {problem.n:,} parameters with its eigenvectors, found that "
             f"of the {spectrum.operator} of {spectrum.size:,}{without}. Measure it here, with a larger keep_vectors_below."
         )
+    refuse_elsewhere(problem, spectrum, H)
     nothing = torch.zeros(0, dtype=torch.float64)
     return Eigenpairs(
         values=torch.from_numpy(spectrum.eigenvalues.copy()),
@@ -56,6 +64,38 @@ def known_pairs(problem: Problem, spectrum: Spectrum, *, operator: str) -> Eigen
         nodes=nothing,
         weights=nothing,
     )
+
+
+def refuse_elsewhere(problem: Problem, spectrum: Spectrum, H: ProblemOperator) -> None:
+    """That the record is of these parameters, and that its strongest eigenvector has its eigenvalue here.
+
+    Cost: one product.
+
+    Raises:
+        OperatorError: it is of another architecture, point or data.
+    """
+    if spectrum.parameters and spectrum.parameters != parameters_of(problem):
+        both = zip_longest(spectrum.parameters, parameters_of(problem))
+        other, own = next((theirs, ours) for theirs, ours in both if theirs != ours)
+        raise OperatorError(
+            f"Expected a spectrum of this problem's parameters, found one of others, of as many entries in all: {other} where "
+            f"{own} stands here. Measure it here."
+        )
+    if spectrum.eigenvectors is None or not len(spectrum.eigenvectors):
+        return
+    strongest = int(np.abs(spectrum.eigenvalues).argmax())
+    v = torch.from_numpy(spectrum.eigenvectors[strongest].copy()).to(problem.device, problem.dtype)
+    value, here = float(spectrum.eigenvalues[strongest]), float(v.double() @ (H @ v).double())
+    if not abs(here - value) <= max(ELSEWHERE, 8 * torch.finfo(problem.dtype).eps) * abs(value):
+        raise OperatorError(
+            f"Expected a spectrum of this problem at this point, found an eigenvector of λ = {value:.6g} with vᵀHv = {here:.6g} "
+            "here. Measure it here, at these weights and on these data."
+        )
+
+
+def parameters_of(problem: Problem) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Name and shape of each parameter, as a record holds them."""
+    return tuple((name, tuple(shape)) for name, shape in zip(problem.layout.names, problem.layout.shapes, strict=True))
 
 
 def radius_of(found: Eigenpairs, values: Float[np.ndarray, " k"]) -> float:
