@@ -17,7 +17,7 @@ from families import BY_NAME
 from theodolite.errors import ProblemError, TheodoliteWarning
 from theodolite.landscapes import line, normalise, plane
 from theodolite.measures import spectrum, trace
-from theodolite.plans import MEASURES, quote, survey
+from theodolite.plans import MEASURES, chosen, quote, survey
 from theodolite.problem import Problem
 from theodolite.records import Event, Record, read
 
@@ -106,6 +106,22 @@ def test_a_measure_that_fails_is_an_event_and_the_others_go_on(tmp_path: Path) -
     assert isinstance(records[0], Event)
     assert records[1].kind == "gradients"
     assert [record.kind for record in read(tmp_path)] == ["event", "gradients"]
+
+
+def test_a_plan_asks_only_what_a_problem_can_be_asked() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).double()
+    batches = [(torch.randn(32, 5, dtype=torch.float64), torch.randint(3, (32,)))]
+    coupled = Problem(model, nn.CrossEntropyLoss(), batches, mode="train")
+    spectrum_alone, _ = chosen(coupled, "deep")[1:3]
+    assert spectrum_alone.options["halves"] is False
+    assert chosen(coupled.replace(mode="eval"), "deep")[1].options["halves"] is True
+    many = Problem(
+        nn.Linear(5, 30).double(), nn.CrossEntropyLoss(), [(torch.randn(60, 5).double(), torch.arange(60) % 30)]
+    )
+    expected = {each.name: each.expected for each in chosen(many, "deep")}
+    assert expected["outliers"] is not None
+    assert expected["outliers"].products > 270
 
 
 def test_unknown_measures_are_refused_before_anything_runs(tmp_path: Path) -> None:

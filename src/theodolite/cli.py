@@ -1,4 +1,4 @@
-"""The command line: demo, survey, report."""
+"""The command line: demo, survey, report, losses."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from theodolite.cli_losses import losses
 from theodolite.errors import TheodoliteError
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.command()(losses)
 console = Console()
 errors = Console(stderr=True)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -156,19 +157,40 @@ def chosen(problem: Problem, measures: str | Sequence[str | Measure]) -> tuple[M
                 f"Expected a plan among {', '.join(map(repr, PLANS))}, found {measures!r}. A single measure is asked for in a "
                 f"list, measures=[{measures!r}]; there are {', '.join(map(repr, MEASURES))}."
             )
-        plan = PLANS[measures].items()
-        classes = any(name in OF_CLASSES for name, _ in plan) and has_classes(problem)
-        return tuple(by_name(name, **options) for name, options in plan if classes or name not in OF_CLASSES)
+        return tuple(_of_plan(problem, PLANS[measures]))
     return tuple(by_name(each) if isinstance(each, str) else by_function(each) for each in measures)
 
 
-def has_classes(problem: Problem) -> bool:
-    """Whether the targets of the first batch are classes, one a sample, and neither coupled nor shared among ranks."""
+def _of_plan(problem: Problem, plan: Mapping[str, Mapping[str, Any]]) -> Iterator[Measurement]:
+    """The measures of a plan that this problem can be asked, with the options that it bears."""
+    classes = count_classes(problem) if any(name in OF_CLASSES for name in plan) else 0
+    for name, options in plan.items():
+        if name == "outliers" and classes:
+            expected = _spectrum_cost(
+                {"k": 3 * classes, "which": "largest", "probes": 12, "steps": 60, "halves": False}
+            )
+            yield replace(by_name(name, **options), expected=expected + _passes(gradients=1, forwards=2))
+        elif name == "spectrum" and not _can_be_halved(problem):
+            yield by_name(name, **{**options, "halves": False})
+        elif classes or name not in OF_CLASSES:
+            yield by_name(name, **options)
+
+
+def count_classes(problem: Problem) -> int:
+    """Classes among the targets of the first batch; 0 where targets are not classes, one a sample, or samples share a loss."""
     if not isinstance(problem.objective, CriterionObjective) or problem.coupled or problem.ranks.size > 1:
-        return False
+        return 0
     _, targets = pair(problem.batches.first())
-    whole = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()
-    return bool(whole and 1 < len(targets.unique()) <= MOST_CLASSES)
+    if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point():
+        return 0
+    found = len(targets.unique())
+    return found if 1 < found <= MOST_CLASSES else 0
+
+
+def _can_be_halved(problem: Problem) -> bool:
+    """Whether there are two samples, or two batches where samples are coupled."""
+    batches = itertools.islice(problem.chunks(), 2) if problem.coupled and problem.ranks.size == 1 else range(2)
+    return problem.samples > 1 and len(list(batches)) > 1
 
 
 def by_name(name: str, **options: Any) -> Measurement:
