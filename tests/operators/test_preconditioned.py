@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -213,6 +214,38 @@ def test_the_state_is_read_anew_after_a_step() -> None:
     F.cross_entropy(model(x), 2 - y).backward()
     optimizer.step()
     assert relative(found.dense(), PreconditionedHessian(problem, optimizer).dense()) < EXACT
+
+
+def changed_options(optimizer: Optimizer) -> None:
+    optimizer.param_groups[0]["eps"] = 1e-2
+
+
+def loaded_state(optimizer: Optimizer) -> None:
+    kept = copy.deepcopy(optimizer.state_dict())
+    for state in kept["state"].values():
+        state["exp_avg_sq"] *= 3.0
+    optimizer.load_state_dict(kept)
+
+
+def counted_step(optimizer: Optimizer) -> None:
+    for state in optimizer.state.values():
+        state["step"] += 5
+
+
+def write_past_the_counters(optimizer: Optimizer) -> None:
+    for state in optimizer.state.values():
+        state["exp_avg_sq"].data.mul_(2.0)
+
+
+@pytest.mark.parametrize("change", [changed_options, loaded_state, counted_step, write_past_the_counters])
+def test_it_follows_the_optimiser_where_the_parameters_stay(change: Callable[[Optimizer], None]) -> None:
+    problem, _, optimizer = trained(DIAGONAL["adam"][0])
+    found, v = PreconditionedHessian(problem, optimizer), torch.ones(79, dtype=torch.float64)
+    before = found @ v
+    change(optimizer)
+    assert relative(found @ v, before) > 1e-3
+    assert relative(found @ v, PreconditionedHessian(problem, optimizer) @ v) < EXACT
+    assert relative(found.to_parameters(v), inverse_root([optimizer], problem).times(v[:, None])[:, 0]) < EXACT
 
 
 def test_what_is_not_stepped_is_left_out() -> None:

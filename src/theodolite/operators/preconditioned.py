@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from theodolite.linalg import LinearOperator
 from theodolite.operators.hessian import Hessian
-from theodolite.operators.preconditioner import InverseRoot, inverse_root
+from theodolite.operators.preconditioner import InverseRoot, inverse_root, state_version
 from theodolite.problem import Problem
 from theodolite.records import Cost
 
@@ -31,8 +31,8 @@ class PreconditionedHessian(LinearOperator):
     Adam, but Muon's turns as fast as its momentum. torch iterates in bfloat16: along singular values below 0.4 % of ‖M‖ its step
     is amplified rounding, which no metric gives. Weight decay is left out.
 
-    Parameters that are not held or have not been stepped have zero rows and columns. The state is read anew when the
-    parameters have changed.
+    Parameters that are not held or have not been stepped have zero rows and columns. The state is read anew when it, an option
+    of the optimiser or the parameters have changed.
 
     Cost: that of a Hessian product.
 
@@ -89,9 +89,10 @@ class PreconditionedHessian(LinearOperator):
         return root.times(self.hessian @ root.times(V))
 
     def _read(self) -> InverseRoot:
-        version = self.hessian.problem.point().version
+        problem = self.hessian.problem
+        version = (*problem.point().version, *state_version(self._optimizers, problem))
         if version != self._version:
-            self._root, self._version = inverse_root(self._optimizers, self.hessian.problem), version
+            self._root, self._version = inverse_root(self._optimizers, problem), version
         return self._root
 
     def _expression(self) -> str:

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Muon, Optimizer, RMSprop
 
 from theodolite.errors import OperatorError
 from theodolite.problem import Problem
+from theodolite.problem.point import sums_of
 
 # Exactly these: a subclass such as LARS takes other steps than the class that it extends.
 DIAGONAL = (SGD, Adam, AdamW, RMSprop, Adagrad)
@@ -94,6 +95,32 @@ def inverse_root(optimizers: Sequence[Optimizer], problem: Problem) -> InverseRo
             "Take a step first, or pass the optimiser that trains this model."
         )
     return InverseRoot(diagonal, tuple(matrices), int((~stepped).sum()))
+
+
+def state_version(optimizers: Sequence[Optimizer], problem: Problem) -> tuple[object, ...]:
+    """What changes with the preconditioner: options of groups, and the state of the problem's parameters.
+
+    Cost: two reductions of each tensor of the state.
+    """
+    found: list[object] = []
+    large: list[Tensor] = []
+    for optimizer in optimizers:
+        for group, members in held_by(optimizer, problem):
+            found += [_plain(value) for key, value in group.items() if key != "params"]
+            for parameter, where in members:
+                found.append(where.start)
+                for key, value in optimizer.state.get(parameter, {}).items():
+                    if isinstance(value, Tensor) and value.numel() > 1:
+                        found += [key, value.data_ptr(), 0 if value.is_inference() else value._version]
+                        large.append(value)
+                    else:
+                        found += [key, _plain(value)]
+    return (*found, *sums_of(large))
+
+
+def _plain(value: object) -> object:
+    """A value that compares by what it is; tensors of one number, such as the step or the learning rate, as numbers."""
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def held_by(optimizer: Optimizer, problem: Problem) -> Members:
