@@ -75,6 +75,19 @@ def test_everything_known_is_exact(name: str) -> None:
         torch.testing.assert_close(xdiag(A, products=16).value, exact, atol=1e-8, rtol=0)
 
 
+def test_a_bulk_below_rounding_of_the_largest_is_counted() -> None:
+    n, largest = 400, 2e6
+    u = torch.nn.functional.normalize(vector(n), dim=0)
+    dense = torch.eye(n, dtype=torch.float64) + largest * u[:, None] * u
+    A, exact = Dense(dense.float(), symmetric=True), dense.diagonal()
+    found = xdiag(A, products=24)
+    assert found.products == 24
+    assert found.degrees is not None
+    assert float((found.value - exact).abs().median()) < 0.3
+    reach = float(stdtrit(found.degrees, 0.975)) * found.stderr + 1e-6 * exact
+    assert float(((found.value - exact).abs() <= reach).double().mean()) > 0.9
+
+
 def test_samples_are_those_of_the_definition() -> None:
     A, s = with_spectrum(FLAT), 4
     found = xdiag(A, products=2 * s, seed=3)

@@ -9,7 +9,7 @@ import torch
 
 from linalg.matrices import SPECTRA, Counted, Explodes, vector, with_spectrum
 from theodolite.errors import NonFiniteError, OperatorError
-from theodolite.linalg import Dense, LinearOperator, TraceEstimate, hutchinson, xnystrace, xtrace
+from theodolite.linalg import Dense, Diagonal, LinearOperator, TraceEstimate, hutchinson, xnystrace, xtrace
 from theodolite.linalg.probes import Probes
 
 RANDOM = np.random.default_rng(0)
@@ -91,6 +91,41 @@ def test_low_ranks_are_exact_and_zero_is_zero(estimator: Estimator, dtype: torch
         6, abs=tolerance
     )
     assert estimator(with_spectrum(SPECTRA["zero"], dtype=dtype), products=8).value == 0
+
+
+@pytest.mark.parametrize(("estimator", "largest"), [(xtrace, 2e6), (xnystrace, 1e8)])
+def test_a_bulk_below_rounding_of_the_largest_is_counted(estimator: Estimator, largest: float) -> None:
+    n = 4000
+    A, exact = Diagonal(torch.cat([torch.tensor([largest]), torch.ones(n - 1)])), largest + n - 1
+    for seed in range(3):
+        found = estimator(A, products=40, seed=seed)
+        assert found.products == 40
+        assert 0 < found.stderr < n
+        low, high = found.interval()
+        rounding = 4e-7 * largest
+        assert low - rounding <= exact <= high + rounding
+
+
+@pytest.mark.parametrize("estimator", [xtrace, xnystrace])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types_say_how_little_they_know(estimator: Estimator, dtype: torch.dtype) -> None:
+    spectrum = np.concatenate([[20.0], np.full(299, 0.25)])
+    A = Diagonal(torch.from_numpy(spectrum).to(dtype))
+    for seed in range(3):
+        found = estimator(A, products=24, seed=seed)
+        assert found.stderr > 0
+        assert abs(found.value - spectrum.sum()) < 4 * found.stderr + 4 * torch.finfo(dtype).eps * spectrum.sum()
+
+
+@pytest.mark.parametrize("products", [4, 5, 6])
+def test_the_smallest_budgets_leave_an_error_for_dependent_sketches(products: int) -> None:
+    A = Counted(with_spectrum([3.0] + [0.0] * 19))
+    found = [xtrace(A, products=products, seed=seed) for seed in range(200)]
+    assert A.products == 200 * (products // 2) * 2
+    # Two probes of a single direction are chi squares: skewed, so that Student's intervals miss some.
+    assert np.mean([one.interval()[0] - 1e-9 <= 3 <= one.interval()[1] + 1e-9 for one in found]) > 0.8
+    values = [one.value for one in found]
+    assert abs(np.mean(values) - 3) < 4 * np.std(values) / math.sqrt(200) + 1e-9
 
 
 @pytest.mark.parametrize("estimator", [xtrace, xnystrace])

@@ -15,7 +15,7 @@ from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
 from theodolite.linalg.probes import Probes
 from theodolite.linalg.trace import block_size, projected_out
-from theodolite.linalg.xtrace import exchange_directions, orthogonal_sketch, sketch_vectors
+from theodolite.linalg.xtrace import exchange_directions, fresh_probes, orthogonal_sketch, sketch_vectors
 
 
 @final
@@ -119,7 +119,7 @@ def xdiag(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 * 
     Z = finite_product(A, Q, before=Omega.shape[1])
     whole, spent = (Q * Z).sum(dim=1).double(), Omega.shape[1] + Q.shape[1]
     if dependent:
-        return DiagonalEstimate(value=whole, stderr=torch.zeros_like(whole), degrees=None, products=spent)
+        return _sketch_and_rest(A, Q, whole, vectors=Omega.shape[1], seed=seed)
     S = exchange_directions(R)
     left_out = Q @ torch.from_numpy(S).to(Q)
     # (I − Pᵢ)Aωᵢ is what the direction that only ωᵢ brought sees of it.
@@ -129,6 +129,20 @@ def xdiag(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 * 
     return DiagonalEstimate(
         value=whole + spread.mean, stderr=spread.stderr(), degrees=Omega.shape[1] - 1, products=spent
     )
+
+
+def _sketch_and_rest(
+    A: LinearOperator, Q: Float[Tensor, "n r"], known: Float[Tensor, " n"], *, vectors: int, seed: int
+) -> DiagonalEstimate:
+    """diag(QQᵀA) and, by the products that are left, the mean of w ⊙ (I − QQᵀ)Aw over random signs w."""
+    probes = fresh_probes(A, after=vectors, count=vectors - Q.shape[1], seed=seed)
+    signs = torch.where(probes >= 0, 1.0, -1.0).to(probes)
+    image = finite_product(A, signs, before=vectors + Q.shape[1])
+    for _ in range(2):  # one projection leaves rounding of what it removed
+        image = image - Q @ (Q.T @ image)
+    rest = _Spread(known)
+    rest.add((signs * image).double())
+    return DiagonalEstimate(value=known + rest.mean, stderr=rest.stderr(), degrees=rest.count - 1, products=2 * vectors)
 
 
 @final

@@ -15,8 +15,9 @@ from theodolite.errors import OperatorError
 from theodolite.linalg.basis import thin_qr
 from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
 from theodolite.linalg.probes import Probes
-from theodolite.linalg.trace import TraceEstimate, exact_trace
+from theodolite.linalg.trace import TraceEstimate, trace_estimate
 
+LEAST_PROBES = 2  # of what a dependent sketch leaves; a single one has no standard error
 DEPENDENT = 1e2  # in units of rounding: directions of a sketch below this share of the largest are none
 
 
@@ -26,7 +27,8 @@ def xtrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 *
     The best general estimator where eigenvalues decay. Its samples share their sketches: their spread understates the error
     of their mean (two such errors covered the truth in 53 to 95 % of runs on five model spectra), and the delete-one
     jackknife overstates it, on average always (Efron, Stein 1981; 97 to 100 %). The standard error is the geometric mean of
-    the two; its Student intervals covered 92 to 100 %.
+    the two; its Student intervals covered 92 to 100 %. Where the sketch is dependent to rounding, what it leaves out is
+    estimated by the products that it spares, two at least.
 
     Cost: ``products`` products, an even number; n·products numbers of memory.
 
@@ -53,14 +55,13 @@ def xtrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 *
         Efron, Stein (1981), The jackknife estimate of variance.
     """
     Omega = sketch_vectors(A, products // 2, products=products, seed=seed, memory=memory)
-    Y = finite_product(A, Omega, before=0)
-    Q, R, dependent = orthogonal_sketch(Y)
+    Q, R, dependent = orthogonal_sketch(finite_product(A, Omega, before=0))
     Z = finite_product(A, Q, before=Omega.shape[1])
-    H, W, T = _small(Q.T @ Z), _small(Q.T @ Omega), _small(Z.T @ Omega)
-    spent = Omega.shape[1] + Q.shape[1]
+    H = _small(Q.T @ Z)
     if dependent:
-        # The vectors' products depend on each other: the sketch holds the whole range.
-        return exact_trace(float(np.trace(H)), products=spent)
+        return _sketch_and_rest(A, Q, float(np.trace(H)), vectors=Omega.shape[1], seed=seed)
+    W, T = _small(Q.T @ Omega), _small(Z.T @ Omega)
+    spent = Omega.shape[1] + Q.shape[1]
     squares, n = (_small(Omega) ** 2).sum(axis=0), A.shape[0]
     samples, S = _xtrace_samples(R, H, W, T, squares, n), exchange_directions(R)
 
@@ -109,16 +110,14 @@ def xnystrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 
     n, wide, image = A.shape[0], Omega.double(), Y.double()
     H, G, M = _small(wide.T @ image), _small(image.T @ image), _small(wide.T @ wide)
     H = (H + H.T) / 2
-    forms, U = np.linalg.eigh(H)
+    forms = np.linalg.eigvalsh(H)
     rounding = DEPENDENT * torch.finfo(A.dtype).eps * np.abs(forms).max()
     if forms[0] < -rounding:
         raise OperatorError(
             f"XNysTrace needs a positive semidefinite operator, {A!r} has negative curvature ωᵀAω on its sketch. Use xtrace."
         )
     if forms[0] <= rounding:
-        # The vectors' products depend on each other: the sketch holds the whole range.
-        kept = forms > rounding
-        return exact_trace(float(((U.T @ G @ U).diagonal()[kept] / forms[kept]).sum()), products=products)
+        return _nystrom_and_rest(H, G, M, n, rounding=rounding)
 
     def without(i: int) -> float:
         block = np.ix_(everything != i, everything != i)
@@ -150,14 +149,26 @@ def sketch_vectors(
 
 
 def orthogonal_sketch(Y: Float[Tensor, "n s"]) -> tuple[Float[Tensor, "n r"], Float[np.ndarray, "r s"], bool]:
-    """An orthonormal basis Q of the columns of Y with Y = Q R, and whether they depend on each other."""
+    """An orthonormal basis Q of the columns of Y with Y = Q R, and whether they depend on each other to rounding.
+
+    If so Q holds their largest directions alone, few enough to leave two of the products meant for them: n small
+    eigenvalues below rounding of the largest may sum to several per cent of the trace, and only probes see them.
+    """
     Q, R = thin_qr(Y)
     U, sizes, _ = torch.linalg.svd(R.double())
     tiny = sizes <= DEPENDENT * torch.finfo(Y.dtype).eps * sizes[0]
     if not bool(tiny.any()):
         return Q, _small(R), False
-    U = U[:, ~tiny]
+    U = U[:, ~tiny][:, : Y.shape[1] - LEAST_PROBES]
     return Q @ U.to(Q), _small(U.T @ R.double()), True
+
+
+def fresh_probes(A: LinearOperator, *, after: int, count: int, seed: int) -> Float[Tensor, "n m"]:
+    """The Gaussian vectors that follow those of a sketch of the same seed, one a column."""
+    stream = Probes(A, seed=seed)
+    for _ in range(after):
+        stream.draw(1)
+    return stream.draw(count).T
 
 
 def exchange_directions(R: Float[np.ndarray, "s s"]) -> Float[np.ndarray, "s s"]:
@@ -165,6 +176,46 @@ def exchange_directions(R: Float[np.ndarray, "s s"]) -> Float[np.ndarray, "s s"]
     S = np.linalg.inv(R).T
     directions: np.ndarray = S / np.linalg.norm(S, axis=0)
     return directions
+
+
+def _sketch_and_rest(
+    A: LinearOperator, Q: Float[Tensor, "n r"], known: float, *, vectors: int, seed: int
+) -> TraceEstimate:
+    """tr(QᵀAQ) and, by the products that are left, Hutchinson's estimate of the trace on the complement of Q.
+
+    The probes are scaled to the sphere of the complement: there a multiple of the identity has no variance.
+    """
+    n, r = Q.shape
+    probes = fresh_probes(A, after=vectors, count=vectors - r, seed=seed)
+    for _ in range(2):  # one projection leaves rounding of what it removed
+        probes = probes - Q @ (Q.T @ probes)
+    image = finite_product(A, probes, before=vectors + r)
+    forms, squares = (probes.double() * image.double()).sum(dim=0), (probes.double() ** 2).sum(dim=0)
+    return trace_estimate((known + (n - r) * forms / squares).cpu(), products=2 * vectors)
+
+
+def _nystrom_and_rest(
+    H: Float[np.ndarray, "s s"],
+    G: Float[np.ndarray, "s s"],
+    M: Float[np.ndarray, "s s"],
+    n: int,
+    *,
+    rounding: float,
+) -> TraceEstimate:
+    """tr of the Nyström sketch of some vectors, and what the others find in the rest.
+
+    The sketch has two vectors more than there are directions above rounding, but leaves two for the rest.
+    """
+    s = len(H)
+    sketched = min(int((np.linalg.eigvalsh(H) > rounding).sum()) + LEAST_PROBES, s - LEAST_PROBES)
+    forms, U = np.linalg.eigh(H[:sketched, :sketched])
+    B = U[:, forms > rounding] / np.sqrt(forms[forms > rounding])  # Bᵀ H B = I
+    G, squares = B.T @ G[:sketched, :sketched] @ B, np.diag(M)[sketched:]
+    seen, overlap = B.T @ H[:sketched, sketched:], B.T @ M[:sketched, sketched:]
+    inside = (overlap * np.linalg.solve(B.T @ M[:sketched, :sketched] @ B, overlap)).sum(axis=0)
+    scale = (n - B.shape[1]) / np.maximum(squares - inside, np.finfo(float).tiny)
+    samples = np.trace(G) + scale * (np.diag(H)[sketched:] - (seen**2).sum(axis=0))
+    return trace_estimate(torch.from_numpy(samples), products=s)
 
 
 def _xtrace_samples(
