@@ -31,6 +31,7 @@ PUBLIC = [
     "batch_sharpness",
     "classwise",
     "coherence",
+    "curved_noise",
     "density",
     "directional",
     "errors",

@@ -87,6 +87,11 @@ def _passes(*, products: int = 0, gradients: int = 0, forwards: int = 0) -> Cost
     return Cost(products=float(products), gradients=float(gradients), forwards=float(forwards))
 
 
+def _gradients_cost(options: Mapping[str, Any]) -> Cost:
+    """The Gram matrix of at most 256 samples takes some two gradients of them, and three to learn where samples lie."""
+    return _passes(gradients=6, forwards=1) if options["gram"] else _passes(gradients=1)
+
+
 def _spectrum_cost(options: Mapping[str, Any]) -> Cost:
     """Lanczos takes 2 to 4 products a pair and about 10 more, at least ``steps`` for a density; one a pair verifies it.
 
@@ -100,7 +105,7 @@ def _spectrum_cost(options: Mapping[str, Any]) -> Cost:
 
 
 MEASURES: Mapping[str, _Named] = {
-    "gradients": _Named(gradients, {}, lambda options: _passes(gradients=1)),
+    "gradients": _Named(gradients, {"gram": False}, _gradients_cost),
     "spectrum": _Named(spectrum, {"k": 5, "which": "both", "probes": 12, "steps": 60, "halves": True}, _spectrum_cost),
     "trace": _Named(trace, {"probes": 32}, lambda options: _passes(products=options["probes"], gradients=1)),
     "density": _Named(
@@ -122,7 +127,7 @@ PLANS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "quick": {"gradients": {}, "spectrum": {"k": 1, "probes": 0, "halves": False}, "line": {"points": 21}},
     "standard": {"gradients": {}, "spectrum": {}, "plane": {}},
     "deep": {
-        "gradients": {},
+        "gradients": {"gram": "auto"},
         "spectrum": {"k": 20, "probes": 32, "steps": 160},
         "outliers": {},
         "classwise": {},
