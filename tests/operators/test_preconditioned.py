@@ -51,7 +51,7 @@ def adam_root(optimizer: Optimizer, model: nn.Module) -> Tensor:
     states = [optimizer.state[parameter] for parameter in model.parameters()]
     group = optimizer.param_groups[0]
     beta1, beta2 = group["betas"]
-    step = float(states[0]["step"])
+    step = float(states[0]["step"]) + 1
     second = flat(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"] for state in states)
     return (1 - beta1**step) * ((second / (1 - beta2**step)).sqrt() + group["eps"])
 
@@ -106,10 +106,9 @@ def test_the_optimiser_divides_its_momentum_by_it(name: str) -> None:
             parameter.grad = part.clone()
         momentum = momentum * 1e-9
     else:
-        # m and v before the step that leave, with a zero gradient, the corrected moments that were read.
+        # m and v that the next step, with a zero gradient, takes to the moments that were read.
         beta1, beta2 = group["betas"]
         for state in states:
-            state["step"] -= 1
             for key, beta in (("exp_avg", beta1), ("exp_avg_sq", beta2)):
                 state[key] = state[key] / beta
         momentum = flat(state["exp_avg"] for state in states) * beta1

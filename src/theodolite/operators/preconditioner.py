@@ -163,11 +163,11 @@ def diagonal_preconditioner(
 
 
 def _of_parameter(optimizer: Optimizer, group: Group, state: dict[str, Any], parameter: Tensor) -> Tensor | None:
-    """Diagonal P of the update lr·P⁻¹·m at the next step, None where the state does not exist yet."""
+    """Diagonal P of the update lr·P⁻¹·m at the next step, with the second moments held, None where there is no state yet."""
     if isinstance(optimizer, SGD):
         return torch.ones_like(parameter)
     if isinstance(optimizer, Adam) and "exp_avg_sq" in state:
-        steps = float(state["step"])
+        steps = float(state["step"]) + 1  # of the next step, which counts before it corrects
         beta1, beta2 = (float(beta) for beta in group["betas"])
         second: Tensor = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
         # Bias corrections: of the first moment it lengthens the step, so it divides P (Cohen et al. 2022).
