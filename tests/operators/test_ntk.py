@@ -104,6 +104,17 @@ def test_sampled_spectrum_has_the_trace_of_the_sampled_diagonal(name: str) -> No
     assert found.eigenvalues.sum() == pytest.approx(found.trace, rel=EXACT)
     assert found.operator == "fisher"
     assert found.seed == 5
+    # A drawn matrix is not the Fisher: it has no error of its own, and claims none of 0.
+    assert np.isnan([found.trace_stderr, found.frobenius_stderr, *found.layer_trace_stderrs]).all()
+    assert str(found)
+
+
+def test_one_eigenvector_of_one_eigenvalue() -> None:
+    problem = BY_NAME["mlp"].problem()
+    found = fisher_spectrum(problem, k=1, vectors=True)
+    vector = torch.from_numpy(np.array(found.eigenvectors))[0]
+    product = GradientCovariance(problem) @ vector
+    assert relative(product, vector * float(found.eigenvalues[0])) < 1e-8
 
 
 @pytest.mark.parametrize("name", ["mlp-weighted", "convnet", pytest.param("transformer", marks=pytest.mark.slow)])
@@ -245,3 +256,11 @@ def test_refusals_show_the_scene() -> None:
         NTK(BY_NAME["from-loss"].problem())
     with pytest.raises(OperatorError, match="couple the samples"):
         fisher_spectrum(BY_NAME["convnet"].problem(mode="train"))
+
+
+def test_who_needs_the_outputs_is_named() -> None:
+    problem = BY_NAME["from-loss"].problem()
+    with pytest.raises(OperatorError, match=r"The NTK needs the model's outputs.*Problem.from_loss"):
+        NTK(problem)
+    with pytest.raises(OperatorError, match=r"kind='exact', as KFAC, .* need the model's outputs.*Problem.from_loss"):
+        ggn_diagonal(problem)

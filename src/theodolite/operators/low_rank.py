@@ -26,7 +26,7 @@ NAMES = {"exact": "ggn", "mc": "fisher", "empirical": "gradient covariance"}
 
 
 def ggn_spectrum(problem: Problem, *, k: int | None = None, vectors: bool = False, step: int | None = None) -> Spectrum:
-    """Eigenvalues of the GGN, all that are not zero or the largest k, without a matrix-vector product.
+    """Eigenvalues of the GGN, as many as its Gram matrix has rows or the largest k, without a matrix-vector product.
 
     Cost: a forward pass, C − 1 backward passes for cross-entropy over C classes, and the eigenvalues of a matrix with N(C − 1)
     rows.
@@ -61,7 +61,9 @@ def fisher_spectrum(
     vectors: bool = False,
     step: int | None = None,
 ) -> Spectrum:
-    """Eigenvalues of a Fisher, all that are not zero or the largest k, through the Gram matrix of its rows.
+    """Eigenvalues of a Fisher, as many as its rows or parameters, or the largest k, through the Gram matrix of the rows.
+
+    All that are not zero are among them; those beyond the rank are zero up to rounding.
 
     Only first derivatives are taken, so that it works with every attention kernel. What one Gram matrix tells besides is in
     the record: trace and Frobenius norm of all of the matrix, the trace of each layer, and errors from the data, jackknifed
@@ -82,7 +84,9 @@ def fisher_spectrum(
 
     Returns:
         The record; residuals bound what rounding of the Gram matrix leaves. Errors from the data of eigenvalues beyond the
-        first 64 are NaN where the Gram matrix has more than 1024 rows, unless their eigenvectors are asked for.
+        first 64 are NaN where the Gram matrix has more than 1024 rows, unless their eigenvectors are asked for. Errors of
+        trace and norm are 0 for a matrix that is exact, and NaN for ``"mc"``, which draws one: compare seeds to see what it
+        leaves. ``context["chunks"]`` counts what is left out in turn, the samples that weigh something.
 
     Raises:
         OperatorError: k is not positive, samples are coupled, the criterion is not convex in the outputs, or the rows do not
@@ -116,10 +120,10 @@ def fisher_spectrum(
             (name, tuple(shape)) for name, shape in zip(problem.layout.names, problem.layout.shapes, strict=True)
         ),
         frobenius=float(gram.norm()),
-        frobenius_stderr=0.0,
+        frobenius_stderr=_given_the_data(kind),
         probes=1,
         radius=float(values[0]),
-        **_traces(problem, gram, {name: trace * rows.scale for name, trace in traces.items()}),
+        **_traces(problem, gram, kind, {name: trace * rows.scale for name, trace in traces.items()}),
         **_errors(problem, pullbacks, rows, gram, values, Q),
     )
 
@@ -139,7 +143,7 @@ def _leading(
         values, Q = scipy.linalg.eigh(gram.numpy(), subset_by_index=(m - (FIRST if few else k), m - 1))
     if few:
         values = torch.linalg.eigvalsh(gram).numpy()[m - k :]
-    return np.maximum(values[::-1], 0.0), np.ascontiguousarray(Q[:, ::-1])
+    return np.maximum(values[::-1], 0.0), Q[:, ::-1].copy()
 
 
 def _rounding(problem: Problem, values: Float[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
@@ -159,14 +163,19 @@ def _eigenvectors(
     return to_numpy(unit)
 
 
-def _traces(problem: Problem, gram: Float[Tensor, "m m"], traces: dict[str, float]) -> dict[str, Any]:
+def _given_the_data(kind: str) -> float:
+    """Standard error of trace and norm given the data: none, but not known where the rows are drawn."""
+    return float("nan") if kind == "mc" else 0.0
+
+
+def _traces(problem: Problem, gram: Float[Tensor, "m m"], kind: str, traces: dict[str, float]) -> dict[str, Any]:
     layers = problem.layout.layers
     return {
         "trace": float(gram.trace()),
-        "trace_stderr": 0.0,
+        "trace_stderr": _given_the_data(kind),
         "layers": tuple(layers),
         "layer_traces": np.array([sum(traces[name] for name in names) for names in layers.values()]),
-        "layer_trace_stderrs": np.zeros(len(layers)),
+        "layer_trace_stderrs": np.full(len(layers), _given_the_data(kind)),
     }
 
 

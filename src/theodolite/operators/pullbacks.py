@@ -73,7 +73,7 @@ class Pullbacks:
             raise OperatorError(f"Expected at least one draw a sample, found draws={draws}.")
         refuse_sharded(problem)
         if kind != "empirical":
-            with_outputs(problem.objective)
+            with_outputs(problem.objective, caller=_needs(kind))
         self.problem = problem
         self.kind = kind
         self.passes = 0.0
@@ -126,6 +126,13 @@ class Pullbacks:
             # Gradients are scaled so that their mean is the gradient of the problem, as in GradientCovariance.
             return samples / weight**2
         return 1.0 / (weight * (self._draws if self.kind == "mc" else 1))
+
+
+def _needs(kind: str) -> str:
+    """What takes backward passes of a kind, with the verb, for the error where it cannot have them."""
+    if kind == JACOBIAN:
+        return "The NTK needs"
+    return f"Rows of single samples with kind={kind!r}, as KFAC, EKFAC and exact diagonals and spectra take them, need"
 
 
 def _units(outputs: Tensor) -> Iterator[Tensor]:

@@ -136,8 +136,12 @@ def pair(batch: Any) -> tuple[Any, Any]:
     )
 
 
-def with_outputs(objective: Objective) -> CriterionObjective:
+def with_outputs(objective: Objective, *, caller: str = "GGN, Fisher and Jacobian need") -> CriterionObjective:
     """The objective as a criterion on outputs, which GGN and Fisher need.
+
+    Args:
+        objective: of the problem.
+        caller: who needs them, with the verb.
 
     Raises:
         OperatorError: the objective is a loss function of model and batch, whose outputs are not known.
@@ -145,7 +149,7 @@ def with_outputs(objective: Objective) -> CriterionObjective:
     if isinstance(objective, CriterionObjective):
         return objective
     raise OperatorError(
-        "GGN, Fisher and Jacobian need the model's outputs and a criterion on them, found a problem made by Problem.from_loss. "
+        f"{caller} the model's outputs and a criterion on them, found a problem made by Problem.from_loss. "
         "Use Problem(model, criterion, batches)."
     )
 
