@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from families import BY_NAME, FAMILIES, Family, features, labels
 from theodolite.errors import CostWarning, OperatorError
-from theodolite.operators import GGN, GradientCovariance
+from theodolite.operators import EKFAC, GGN, KFAC, GradientCovariance
 from theodolite.operators.cotangents import curvature_roots, sampled_roots
 from theodolite.operators.diagonal import GGNBlocks, GGNDiagonal, ggn_diagonal
 from theodolite.problem import Problem
@@ -116,6 +116,27 @@ def test_the_operator_has_the_functions_of_its_entries() -> None:
     assert A.trace() == pytest.approx(float(entries.sum()))
     assert A.cost.gradients == pytest.approx(2.0)  # three classes: softmax leaves one direction flat
     assert set(A.forms.values()) == {"exact diagonal"}
+
+
+class Scaled(nn.Module):
+    """Logits times one learnt number, as contrastive models have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 2), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.layer(x)
+
+
+def test_a_parameter_without_dimensions_has_a_block() -> None:
+    problem = Problem(Scaled().double(), nn.MSELoss(), [(torch.randn(5, 3).double(), torch.randn(5, 2).double())])
+    dense = GGN(problem).dense()
+    assert relative(GGNBlocks(problem).dense(), masked(dense, problem)) < 1e-10
+    assert relative(GGNDiagonal(problem).dense(), dense.diagonal().diag()) < 1e-10
+    where = problem.layout.slices["scale"]
+    for factored in (KFAC(problem), EKFAC(problem)):
+        assert relative(factored.dense()[where, where], dense[where, where]) < 1e-10
 
 
 def test_a_long_wait_is_announced() -> None:

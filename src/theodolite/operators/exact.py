@@ -47,7 +47,7 @@ class ExactBlock:
                 if rows is None:
                     total[where] += squares(use).to(total.dtype)
                 else:
-                    rows[:, where] = use.materialise().flatten(1).to(total.dtype)
+                    rows[:, where] = use.materialise().reshape(pullback.samples, -1).to(total.dtype)
         if rows is not None:
             total += rows.T @ rows
 
