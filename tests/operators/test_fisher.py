@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from families import BY_NAME, FAMILIES, Family
 from operators.oracles import BINARY, PIXELS, by_class, outputs_and_jacobian, rows_by_class
 from operators.plain import relative
-from theodolite.errors import OperatorError
+from theodolite.errors import NonFiniteError, OperatorError
 from theodolite.operators import GGN, Fisher, GradientCovariance, Hessian
 from theodolite.problem import Problem
 from theodolite.problem.predictive import predictive
@@ -217,3 +217,23 @@ def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(OperatorError, match=r"one of 'exact', 'mc', 'empirical', found 'observed'"):
         # Past the type checker of the tests, which users do not run and which would refuse it first.
         inspect.unwrap(Fisher.__init__)(object.__new__(Fisher), robust(), kind="observed")
+
+
+@pytest.mark.parametrize("kind", ["exact", "mc"])
+def test_a_form_of_what_is_no_vector_of_it_is_refused(kind: str) -> None:
+    """The quadratic form checks its vector as a product does, whichever way it is computed."""
+    model = nn.Linear(3, 2)
+    fisher = Fisher(Problem(model, nn.CrossEntropyLoss(), [(torch.randn(8, 3), torch.randint(2, (8,)))]), kind=kind)
+    with pytest.raises(OperatorError, match=r"multiplies vectors of shape \(8,\)"):
+        fisher.quadratic(torch.ones(9))
+    with pytest.raises(OperatorError, match="float64"):
+        fisher.quadratic(torch.ones(8, dtype=torch.float64))
+    with pytest.raises(NonFiniteError, match="finite"):
+        fisher.quadratic(torch.full((8,), torch.nan))
+
+
+def test_batch_statistics_leave_the_exact_fisher_the_ggn() -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).double()
+    data = [(torch.randn(8, 3, dtype=torch.float64), torch.randint(2, (8,)))]
+    problem = Problem(model, nn.CrossEntropyLoss(), data, mode="train")
+    assert relative(Fisher(problem).dense(), GGN(problem).dense()) < 1e-10

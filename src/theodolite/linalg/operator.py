@@ -80,12 +80,16 @@ class LinearOperator(ABC):
             return Product(self, other)
         if not isinstance(other, Tensor):
             return NotImplemented
-        self._refuse_misfit(other)
-        if not vectors.is_finite(other):
-            raise NonFiniteError(_non_finite_scene(self, other))
+        self._refuse_unusable(other)
         product = self._matmat(other if other.ndim == 2 else other[:, None])
         self._refuse_wrong_product(product, columns=other.shape[1] if other.ndim == 2 else 1)
         return product if other.ndim == 2 else product[:, 0]
+
+    def _refuse_unusable(self, other: Tensor) -> None:
+        """Raise if this cannot be multiplied: of another shape, type or device, or not finite."""
+        self._refuse_misfit(other)
+        if not vectors.is_finite(other):
+            raise NonFiniteError(_non_finite_scene(self, other))
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
         from theodolite.linalg.composites import Sum

@@ -44,7 +44,8 @@ class Fisher(ProblemOperator):
 
     Raises:
         OperatorError: the criterion is not the logarithm of a known density, the outputs are not known, or the samples of a
-            batch are coupled.
+            batch are coupled and the kind is ``"empirical"``. The others are of all targets of a batch together, independent
+            given its inputs, and equal the GGN with BatchNorm on batch statistics too.
 
     Example:
         >>> model = nn.Linear(3, 2)
@@ -89,6 +90,7 @@ class Fisher(ProblemOperator):
         """
         if self.kind != "mc":
             return Estimate(float(v.double() @ (self @ v).double()), 0.0)
+        self._refuse_unusable(v)
         rows, sums = rows_of(v[:, None]), []
         parts = self.problem.layout.unflatten(rows[0])
         with self.problem.session(), self._together(rows):
