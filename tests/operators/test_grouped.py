@@ -105,6 +105,16 @@ def test_a_class_without_weight_counts_nothing() -> None:
     assert relative(grouped @ v, Hessian(problem) @ v) < EXACT
 
 
+def test_products_of_a_class_without_weight_are_zero() -> None:
+    model = nn.Linear(3, 2)
+    data = [(torch.randn(8, 3), torch.tensor([0, 1] * 4))]
+    grouped = Grouped(Problem(model, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 0.0])), data))
+    V = torch.randn(8, 2)
+    products = grouped.products(V)
+    assert torch.equal(products[1], torch.zeros(8, 2))
+    assert torch.equal(products[0], grouped @ V)
+
+
 def dropped() -> Problem:
     model = nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.5), nn.Linear(8, 3)).double()
     return Problem(model, nn.CrossEntropyLoss(), BY_NAME["mlp"].batches(), mode="train")

@@ -88,11 +88,12 @@ class Grouped(LinearOperator):
         _refuse_what_is_no_mean(next(iter(self.operators.values())))
 
     def products(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "g n k"]:
-        """H_g V for every group, in the order of ``problems``.
+        """H_g V for every group, in the order of ``problems``; zero for a group that weighs nothing.
 
         Cost: k products over the whole data.
         """
-        return torch.stack([part @ V for part in self.operators.values()])
+        found = [part @ V if self.weights[label] > 0 else torch.zeros_like(V) for label, part in self.operators.items()]
+        return torch.stack(found)
 
     def _matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
         total = torch.zeros_like(V)
