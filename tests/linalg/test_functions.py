@@ -64,7 +64,7 @@ def test_products_are_counted_and_a_closed_space_is_exact() -> None:
     A = Counted(with_spectrum(SPECTRA["low rank"]))
     found = funm_multiply(A, vector(100), torch.cos)
     assert found.products == A.products == 4
-    assert found.error == 0
+    assert 0 < found.error < 1e-14
     assert funm_multiply(Identity(5, dtype=torch.float64), vector(5), torch.exp).products == 1
     zero = funm_multiply(A, torch.zeros(100).double(), torch.exp)
     assert zero.converged
@@ -89,6 +89,48 @@ def test_single_precision() -> None:
     exact = funm_multiply(with_spectrum(POSITIVE["linear"]), vector(300, dtype=torch.float32).double(), torch.sqrt)
     assert found.x.dtype == torch.float32
     assert float((found.x.double() - exact.x).norm() / exact.x.norm()) < 1e-4
+
+
+LOW_PRECISION = [(torch.float32, 1e-6), (torch.float32, 1e-3), (torch.float16, 1e-2), (torch.bfloat16, 1e-2)]
+
+
+@pytest.mark.parametrize("function", ["inverse root", "exponential", "root"])
+@pytest.mark.parametrize(("dtype", "smallest"), LOW_PRECISION)
+def test_rounding_is_part_of_the_error_also_where_the_space_closes(
+    dtype: torch.dtype, smallest: float, function: str
+) -> None:
+    f = FUNCTIONS[function]
+    for n in (20, 50):
+        A, v = with_spectrum(np.geomspace(smallest, 1, n), dtype=dtype), vector(n).to(dtype)
+        values, U = torch.linalg.eigh(A.matrix.double())
+        exact = U @ (f(values) * (U.T @ v.double()))
+        found = funm_multiply(A, v, f, tol=1e-3)
+        assert found.error >= torch.finfo(dtype).eps / 4
+        assert float((found.x.double() - exact).norm() / exact.norm()) < 2 * found.error
+        assert found.converged == (found.error <= 1e-3)
+        assert not (found.converged and smallest == 1e-6 and function == "inverse root")
+
+
+def test_no_products_are_spent_below_rounding() -> None:
+    A = Counted(with_spectrum(np.linspace(0.01, 1, 300), dtype=torch.float32))
+    found = funm_multiply(A, vector(300, dtype=torch.float32), torch.exp, tol=1e-12)
+    assert not found.converged
+    assert 1e-8 < found.error < 1e-6
+    assert A.products < 30
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_inverse_root_of_what_rounding_hides_is_not_known(seed: int) -> None:
+    A = Diagonal(torch.from_numpy(np.geomspace(1e-8, 1, 20)).float())
+    found = funm_multiply(A, vector(20, seed=seed).float(), torch.rsqrt)
+    assert found.error > 0.5
+    assert not found.converged
+
+
+def test_a_function_that_vanishes_on_the_spectrum_gives_zero() -> None:
+    found = funm_multiply(with_spectrum(POSITIVE["linear"]), vector(300), lambda t: (t > 10).to(t))
+    assert found.converged
+    assert not found.x.any()
 
 
 def test_nonsense_is_refused_with_the_scene() -> None:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from theodolite.errors import NonFiniteError, OperatorError
 from theodolite.linalg import vectors
-from theodolite.linalg.krylov import Krylov
+from theodolite.linalg.krylov import Krylov, Ritz
 from theodolite.linalg.operator import LinearOperator, bytes_in_words
 
 DEFAULT_STEPS = 500
 WORK_VECTORS = 3
+BELOW_ROUNDING = 0.1  # of it, where a remaining error is not worth more products
 LAG = 2  # checks between the approximations compared; over one, errors were up to 6 times too small on plateaus
 
 
@@ -29,7 +30,8 @@ class FunctionProduct:
 
     Args:
         x: the product.
-        error: estimate of ‖x − f(A)v‖ / ‖x‖, 0 where the Krylov space closed.
+        error: estimate of ‖x − f(A)v‖ / ‖x‖, rounding in the dtype of A included; infinite where f is not finite within
+            rounding of the spectrum, as an inverse root near zero.
         converged: whether it is at most the tolerance.
         products: operator-vector products.
     """
@@ -53,7 +55,8 @@ def funm_multiply(
 
     The approximation ‖v‖ Qᵀ f(T) e₁ from a Krylov space is the best up to a factor of 2 that polynomials of its degree allow.
     Its error is estimated from the last two differences between approximations a fifth of the steps apart, as if they fell
-    geometrically.
+    geometrically; it is no less than what f does with Ritz values moved by rounding, below which the iteration stops. Where
+    the Krylov space closes they are moved by their residuals.
 
     Cost: one product a step; steps grow with √(condition number) for inverse roots and with √(spectral range) for the
     exponential. All steps' vectors are kept.
@@ -91,15 +94,19 @@ def funm_multiply(
         return FunctionProduct(x=torch.zeros_like(v), error=0.0, converged=True, products=0)
     krylov = Krylov(A, start=v, draw=v.clone, capacity=limit)
     history: list[np.ndarray] = []
-    error, closed, check = math.inf, False, 1
-    while not closed and error > tol and krylov.products < limit:
+    error, closed, settled, check = math.inf, False, False, 1
+    while not settled and krylov.products < limit:
         krylov.advance()
         closed = krylov.invariant
         if closed or krylov.products in (check, limit):
             # A check costs O(j³) on the host; a tenth more steps between two of them is cheap.
             check += max(1, check // 10)
-            history.append(_coordinates(krylov, f))
-            error = 0.0 if closed else _error(history)
+            ritz = krylov.ritz()
+            history.append(_coordinates(krylov, ritz, f))
+            rest = 0.0 if closed else _rest(history)
+            floor = _condition(ritz, f, moved=ritz.bounds if closed else np.full(len(ritz.bounds), krylov.rounding))
+            error = _relative(max(rest, floor), to=history[-1])
+            settled = closed or error <= tol or (math.isfinite(floor) and rest <= BELOW_ROUNDING * floor)
     x = norm * krylov.basis.combine(history[-1][:, None])[0]
     return FunctionProduct(x=x, error=error, converged=error <= tol, products=krylov.products)
 
@@ -129,9 +136,8 @@ def _limit(A: LinearOperator, v: Tensor, *, tol: float, max_products: int | None
     return steps
 
 
-def _coordinates(krylov: Krylov, f: Callable[[Tensor], Tensor]) -> Float[np.ndarray, " j"]:
+def _coordinates(krylov: Krylov, ritz: Ritz, f: Callable[[Tensor], Tensor]) -> Float[np.ndarray, " j"]:
     """f(T) e₁."""
-    ritz = krylov.ritz()
     values = f(torch.from_numpy(ritz.values))
     if values.shape != ritz.values.shape or not bool(torch.isfinite(values).all()):
         raise OperatorError(
@@ -143,16 +149,31 @@ def _coordinates(krylov: Krylov, f: Callable[[Tensor], Tensor]) -> Float[np.ndar
     return found
 
 
-def _error(history: list[np.ndarray]) -> float:
-    """The relative error of the last coordinates; their basis is orthonormal, so differences need no vectors."""
+def _condition(ritz: Ritz, f: Callable[[Tensor], Tensor], *, moved: Float[np.ndarray, " j"]) -> float:
+    """How far f(T)e₁ goes when each Ritz value is moved up or down; infinite where f is not finite there."""
+    at = f(torch.from_numpy(ritz.values)).numpy()
+    sides = [np.abs(f(torch.from_numpy(ritz.values + sign * moved)).numpy() - at) for sign in (-1.0, 1.0)]
+    weights = np.abs(ritz.coordinates[0])
+    # maximum, unlike fmax, keeps NaN: f may not be defined beyond the spectrum.
+    shifts = np.maximum(*sides)[weights > 0] * weights[weights > 0]
+    found = float(np.linalg.norm(shifts))
+    return found if math.isfinite(found) else math.inf
+
+
+def _relative(error: float, *, to: Float[np.ndarray, " j"]) -> float:
+    scale = float(np.linalg.norm(to))
+    return error / scale if scale > 0 else (0.0 if error == 0 else math.inf)
+
+
+def _rest(history: list[np.ndarray]) -> float:
+    """The error of the last coordinates; their basis is orthonormal, so differences need no vectors."""
     if len(history) <= 2 * LAG:
         return math.inf
+    if not history[-1].any():
+        return 0.0  # f vanishes on all Ritz values
     last, before = _distance(history[-1], history[-1 - LAG]), _distance(history[-1 - LAG], history[-1 - 2 * LAG])
-    rounding = np.finfo(np.float64).eps * float(np.linalg.norm(history[-1]))
     # With ratio q the sum of all later differences is last·q/(1 − q); the last one itself guards against a lucky ratio.
-    rest = last / (1 - last / before) if last < before else math.inf
-    scale = float(np.linalg.norm(history[-1]))
-    return max(rest, rounding) / scale if scale > 0 else 0.0
+    return last / (1 - last / before) if last < before else math.inf
 
 
 def _distance(later: Float[np.ndarray, " j"], earlier: Float[np.ndarray, " i"]) -> float:
