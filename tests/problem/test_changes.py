@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -43,6 +44,54 @@ def test_a_criterion_that_changes_is_followed() -> None:
     before = H @ v
     criterion.scale = 5.0
     torch.testing.assert_close(H @ v, 5 * before)
+
+
+class Adapted(nn.Module):
+    """A layer with a switch, a scale and named scales, as adapters have them, that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.adapter = nn.Linear(4, 3), nn.Linear(4, 3)
+        self.active, self.temperature, self.scaling, self.calls = True, 1.0, {"default": 1.0}, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        adapted = self.scaling["default"] * self.adapter(x) if self.active else 0.0
+        return (self.layer(x) + adapted) / self.temperature
+
+
+def switch_off(model: Adapted) -> None:
+    model.active = False
+
+
+def warm(model: Adapted) -> None:
+    model.temperature = 2.0
+
+
+def rescale(model: Adapted) -> None:
+    model.scaling["default"] = 3.0
+
+
+@pytest.mark.parametrize("change", [switch_off, warm, rescale])
+def test_attributes_of_modules_that_change_are_followed(change: Callable[[Adapted], None]) -> None:
+    model = Adapted().double()
+    problem = Problem(model, nn.CrossEntropyLoss(), data())
+    H, v = Hessian(problem), torch.randn(problem.n, dtype=torch.float64)
+    before = H @ v
+    change(model)
+    expected = Hessian(Problem(model, nn.CrossEntropyLoss(), problem.batches)) @ v
+    torch.testing.assert_close(H @ v, expected)
+    assert float((before - expected).norm() / expected.norm()) > 1e-2
+
+
+def test_what_an_evaluation_counts_is_no_change() -> None:
+    """Graphs are kept in a model that counts its calls."""
+    H = Hessian(Problem(Adapted().double(), nn.CrossEntropyLoss(), data()))
+    v = torch.randn(H.shape[0], dtype=torch.float64)
+    H @ v
+    built = H.gradients
+    H @ v
+    assert H.gradients == built
 
 
 def test_modes_that_change_are_followed_as_they_are() -> None:

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+PLAIN = (bool, int, float, str)
+# Longer ones are tables, such as vocabularies, which take long to compare and do not change.
+SHORT = 64
+# What every module has, training flags among it, which a problem sets.
+OWN = frozenset(nn.Module().__dict__)
+
 
 @dataclass(frozen=True)
 class Point:
@@ -49,6 +55,30 @@ def version_of(model: nn.Module) -> tuple[object, ...]:
     counts = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
     addresses = [tensor.data_ptr() for tensor in tensors]
     return (*counts, *addresses, *sums_of([tensor for tensor in tensors if tensor.is_floating_point()]))
+
+
+def attributes_of(model: nn.Module) -> dict[tuple[int, str], object]:
+    """Numbers, flags and words that the modules hold beside their tensors, by module and name.
+
+    A forward pass may use them: switches and scales of adapters, temperatures. Of short lists and mappings those inside.
+    """
+    return {
+        (index, name): plain
+        for index, module in enumerate(model.modules())
+        for name, value in module.__dict__.items()
+        if name not in OWN and (plain := _plain(value)) is not None
+    }
+
+
+def _plain(value: object) -> object:
+    """The value if it is a number, flag or word, those that a short list or mapping holds, None for anything else."""
+    if isinstance(value, PLAIN):
+        return value
+    if isinstance(value, list | tuple) and len(value) <= SHORT:
+        return tuple(entry for entry in value if isinstance(entry, PLAIN))
+    if isinstance(value, dict) and len(value) <= SHORT:
+        return tuple((key, entry) for key, entry in value.items() if isinstance(entry, PLAIN))
+    return None
 
 
 def sums_of(tensors: list[Tensor]) -> list[float]:

@@ -27,7 +27,7 @@ from theodolite.problem.objective import CriterionObjective, LossObjective, Obje
 from theodolite.problem.options import Engine, Mode, Options
 from theodolite.problem.parameters import Layout, Selection, select_parameters
 from theodolite.problem.parts import first_of, halves_of, parts_of
-from theodolite.problem.point import Point, read_point, version_of
+from theodolite.problem.point import Point, attributes_of, read_point, version_of
 from theodolite.problem.ranks import Ranks
 from theodolite.problem.subsets import Rows
 
@@ -138,6 +138,7 @@ class Problem:
         self._share = 1.0
         self._drawn_from: int | None = None
         self._depth = 0
+        self._restless: frozenset[tuple[int, str]] = frozenset()
         self.ranks = Ranks(options.group)
         self._take_options(options)
 
@@ -414,7 +415,10 @@ class Problem:
             ProblemError: the loss is no number, or does not add up over samples.
         """
         if not self._checked:
+            before = attributes_of(self.model)
             check(self)
+            after = attributes_of(self.model)
+            self._restless = frozenset(key for key in before | after if before.get(key) != after.get(key))
             self._checked = True
 
     @property
@@ -574,9 +578,13 @@ class Problem:
         return here if point is None else dataclasses.replace(point, buffers=here.buffers)
 
     def _version(self) -> tuple[object, ...]:
-        """What changes with the loss: values of the model, modes where they are as found, settings of the criterion."""
+        """What changes with the loss: values of the model, modes where they are as found, settings of modules and criterion.
+
+        Attributes that an evaluation itself changes, such as counters of calls, are left out.
+        """
         modes = [module.training for module in self.model.modules()] if self.mode == "as is" else []
-        return (*version_of(self.model), *modes, *self.objective.settings())
+        attributes = {key: value for key, value in attributes_of(self.model).items() if key not in self._restless}
+        return (*version_of(self.model), *modes, *attributes.items(), *self.objective.settings())
 
     def _refuse_coupled_microbatches(self) -> None:
         if self.microbatch is not None and self.objective.couples():
