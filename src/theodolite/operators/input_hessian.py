@@ -26,8 +26,10 @@ class InputHessian(StackedOperator):
     multiplies every sample's block with its own part of the vector. The block of sample i alone is N times the block here, for
     a loss that averages over N samples. BatchNorm on batch statistics fills in blocks between the samples of a batch.
 
-    Second derivatives are checked as those in the parameters are. ReLU networks have none in their inputs but those of the
-    criterion.
+    Second derivatives in the parameters are checked, which pass through the same operations from the first layer with selected
+    parameters on. What lies between the inputs and that layer, as a preprocessing or frozen layers do, is not checked: a custom
+    autograd function there must have a right second derivative of its own. ReLU networks have none in their inputs but those of
+    the criterion.
 
     Cost: a product takes about two gradients on kept graphs, whatever the number of samples.
 
@@ -39,7 +41,7 @@ class InputHessian(StackedOperator):
 
     Raises:
         OperatorError: the inputs are not known, or are tokens.
-        DerivativeError: at the first product, when a second derivative is missing or wrong.
+        DerivativeError: at the first product, when a second derivative is missing, or one in the parameters wrong.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
