@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -30,9 +31,10 @@ def test_intervals_cover_as_often_as_they_say(spectrum: np.ndarray) -> None:
     for deflate in (None, pairs):
         found = [diagonal(A, probes=12, seed=seed, deflate=deflate) for seed in range(20)]
         assert 0.93 <= np.mean([covered(one, exact) for one in found]) <= 0.97
-    for products, least in ((12, 0.92), (24, 0.90), (96, 0.85)):
+    for products in (6, 12, 24, 96):
         found = [xdiag(A, products=products, seed=seed) for seed in range(20)]
-        assert least <= np.mean([covered(one, exact) for one in found]) <= 0.97
+        # Above 0.98 with 12 and 24 products on outliers alone, where the jackknife overstates most.
+        assert 0.94 <= np.mean([covered(one, exact) for one in found]) <= (0.995 if spectrum is OUTLIERS else 0.985)
 
 
 def test_errors_fall_as_the_estimators_promise() -> None:
@@ -92,14 +94,30 @@ def test_samples_are_those_of_the_definition() -> None:
     A, s = with_spectrum(FLAT), 4
     found = xdiag(A, products=2 * s, seed=3)
     Omega = Probes(A, seed=3).draw(s).sign().T
-    samples = []
-    for i in range(s):
-        Q = torch.linalg.qr((A.matrix @ Omega)[:, [j for j in range(s) if j != i]]).Q
-        w, y = Omega[:, i], A.matrix @ Omega[:, i]
-        samples.append((Q * (A.matrix @ Q)).sum(dim=1) + w * (y - Q @ (Q.T @ y)))
-    stack = torch.stack(samples)
-    torch.testing.assert_close(found.value, stack.mean(dim=0))
-    torch.testing.assert_close(found.stderr, stack.std(dim=0) / math.sqrt(s))
+
+    def samples(vectors: list[int]) -> torch.Tensor:
+        stack = []
+        for i in vectors:
+            Q = torch.linalg.qr((A.matrix @ Omega)[:, [j for j in vectors if j != i]]).Q
+            w, y = Omega[:, i], A.matrix @ Omega[:, i]
+            stack.append((Q * (A.matrix @ Q)).sum(dim=1) + w * (y - Q @ (Q.T @ y)))
+        return torch.stack(stack)
+
+    everything = list(range(s))
+    torch.testing.assert_close(found.value, samples(everything).mean(dim=0))
+    deleted = torch.stack([samples([i for i in everything if i != j]).mean(dim=0) for j in everything])
+    jackknife = ((s - 1) * deleted.var(dim=0, correction=0)).sqrt()
+    spread = samples(everything).std(dim=0) / math.sqrt(s)
+    torch.testing.assert_close(found.stderr, (spread * jackknife).sqrt())
+
+
+def test_strips_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    A = with_spectrum(FLAT)
+    whole = xdiag(A, products=10)
+    monkeypatch.setattr(sys.modules[xdiag.__module__], "STRIP", 7)
+    strips = xdiag(A, products=10)
+    torch.testing.assert_close(strips.value, whole.value)
+    torch.testing.assert_close(strips.stderr, whole.stderr)
 
 
 def test_memory_changes_the_blocks_and_not_the_estimate() -> None:
