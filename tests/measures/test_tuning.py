@@ -11,8 +11,9 @@ import torch
 from families import BY_NAME
 from measures.quadratics import quadratic
 from theodolite.errors import ProblemError
+from theodolite.linalg import slq
 from theodolite.measures.tuning import tuning
-from theodolite.operators import GGN
+from theodolite.operators import GGN, Hessian
 from theodolite.records import Tuning
 
 
@@ -84,3 +85,24 @@ def test_on_a_network_the_extremes_are_those_of_the_ggn() -> None:
 def test_what_makes_no_sense_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(ProblemError, match="Expected steps and condition_cap of at least 1 and smoothing"):
         tuning(BY_NAME["mlp"].problem(), **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_residual_is_added_to_the_largest_ritz_value(seed: int) -> None:
+    """Three steps fall short of λ₁ = 10 by up to 1.6; an eigenvalue lies within the residual, which leaves 0.5 either way."""
+    curvatures = torch.linspace(0.1, 10.0, 40, dtype=torch.float64)
+    problem = quadratic([torch.diag(curvatures)], [torch.ones(40, dtype=torch.float64)])
+    short = tuning(problem, steps=3, operator="hessian", seed=seed)
+    ritz = float(slq(Hessian(problem), probes=1, steps=3, seed=seed).nodes.max())
+    assert short.lanczos_steps == 3
+    assert ritz < short.largest
+    assert abs(short.largest - 10) < min(10 - ritz, 0.54)
+
+
+def test_an_earlier_result_is_smoothed_with_unless_it_found_nothing() -> None:
+    problem = quadratic([torch.diag(torch.tensor([2.0, 8.0]).double())], [torch.ones(2).double()])
+    alone = tuning(problem, operator="hessian")
+    half = tuning(problem, operator="hessian", earlier=record(16.0, 4.0))
+    assert (half.largest, half.smallest) == pytest.approx((12.0, 3.0), rel=1e-9)
+    after = tuning(problem, operator="hessian", earlier=record(-1.0, math.nan))
+    assert (after.largest, after.smallest) == (alone.largest, alone.smallest)

@@ -21,6 +21,7 @@ OPERATORS: dict[str, Callable[[Problem], ProblemOperator]] = {
     "ggn": GGN,
     "covariance": GradientCovariance,
 }
+CURVATURES = ("hessian", "ggn")
 
 
 def operator_of(problem: Problem, name: str) -> ProblemOperator:
@@ -32,6 +33,16 @@ def operator_of(problem: Problem, name: str) -> ProblemOperator:
     if name not in OPERATORS:
         raise ProblemError(f"Expected operator to be one of {', '.join(map(repr, OPERATORS))}, found {name!r}.")
     return OPERATORS[name](problem)
+
+
+def refuse_covariance(name: str) -> None:
+    """That an operator is a curvature of the loss.
+
+    Raises:
+        ProblemError: it is another one, or there is none of that name.
+    """
+    if name not in CURVATURES:
+        raise ProblemError(f"Expected operator to be one of {', '.join(map(repr, CURVATURES))}, found {name!r}.")
 
 
 def context_of(problem: Problem, H: ProblemOperator | None = None) -> dict[str, Any]:

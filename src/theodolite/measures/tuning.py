@@ -6,11 +6,9 @@ import time
 from dataclasses import replace
 from typing import Literal
 
-import torch
-
 from theodolite.errors import ProblemError
-from theodolite.linalg import slq
-from theodolite.measures.subject import context_of, operator_of
+from theodolite.linalg import lanczos
+from theodolite.measures.subject import context_of, operator_of, refuse_covariance
 from theodolite.problem import Problem
 from theodolite.records import Tuning
 
@@ -22,7 +20,7 @@ def tuning(
     operator: Literal["hessian", "ggn"] = "ggn",
     condition_cap: float = 1e4,
     earlier: Tuning | None = None,
-    smoothing: float = 0.0,
+    smoothing: float = 0.5,
     seed: int = 0,
     step: int | None = None,
 ) -> Tuning:
@@ -30,7 +28,8 @@ def tuning(
 
     A reading of the Lanczos learner of Granziol et al., whose details are not published: extreme Ritz values of a short run,
     smoothed from call to call. The smallest Ritz value of a short run lies above the smallest eigenvalue, so that the
-    momentum is rather too low; on the loss of a network it is a suggestion, the learning rate an upper end.
+    momentum is rather too low. The largest is raised by its residual, within which an eigenvalue lies: a learning rate from below
+    λ₁ would be too high. On the loss of a network it is a suggestion, the learning rate an upper end.
 
     Cost: ``steps`` products.
 
@@ -40,7 +39,7 @@ def tuning(
         operator: ``"ggn"``, which has no negative curvature, or ``"hessian"``, whose negative part is left out.
         condition_cap: curvatures below the largest divided by this are raised to it.
         earlier: result of the previous call, to smooth with.
-        smoothing: weight of the earlier extremes, 0 to below 1.
+        smoothing: weight of the earlier extremes, 0 to below 1; it takes an ``earlier`` that found positive curvature.
         seed: of the start vector.
         step: optimiser step, kept in the record.
 
@@ -60,18 +59,21 @@ def tuning(
         Polyak, "Some methods of speeding up the convergence of iteration methods" (1964).
     """
     started = time.perf_counter()
+    refuse_covariance(operator)
     if steps < 1 or not condition_cap >= 1 or not 0 <= smoothing < 1:
         raise ProblemError(
             f"Expected steps and condition_cap of at least 1 and smoothing from 0 to below 1, found steps={steps}, "
             f"condition_cap={condition_cap}, smoothing={smoothing}."
         )
     H = operator_of(problem, operator)
-    nodes = slq(H, probes=1, steps=min(steps, problem.n), seed=seed, memory=problem.memory).nodes[0]
-    largest = float(nodes[~torch.isnan(nodes)].max())
+    # A tolerance of rounding: all steps are taken, which the smallest Ritz value needs.
+    run = lanczos(H, k=1, tol=1e-15, seed=seed, max_products=min(steps, problem.n), memory=problem.memory)
+    nodes, largest = run.nodes, float(run.values[0])
+    largest += float(run.residuals[0]) * max(abs(largest), 1e-3 * run.radius)
     # A null space leaves Ritz values of the size of rounding, which are no curvature.
     positive = nodes[nodes > largest * 1e-12] if largest > 0 else nodes[:0]
     smallest = float(positive.min()) if len(positive) else float("nan")
-    if earlier is not None:
+    if earlier is not None and earlier.smallest > 0:
         largest = smoothing * earlier.largest + (1 - smoothing) * largest
         smallest = smoothing * earlier.smallest + (1 - smoothing) * smallest
     return Tuning(

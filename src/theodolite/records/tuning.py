@@ -17,7 +17,7 @@ class Tuning(Record):
     """Extreme curvatures, and the learning rate and momentum with which heavy ball converges fastest between them.
 
     Args:
-        largest: largest curvature L, a Ritz value.
+        largest: largest curvature L, a Ritz value and its residual.
         smallest: smallest positive one μ, not below ``largest`` / ``condition_cap``.
         lanczos_steps: products behind them.
         condition_cap: largest ratio of the two that is believed.
