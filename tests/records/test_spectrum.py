@@ -116,6 +116,20 @@ def test_effective_rank_counts_equal_eigenvalues():
     assert noisy.effective_rank.degrees == 4
 
 
+def test_a_zero_operator_has_no_effective_rank_and_a_zero_trace_has_one():
+    zero = with_rules(0.0, 0.0, 0.0, k=2, trace=0.0, trace_stderr=0.0, frobenius=0.0, frobenius_stderr=0.0, probes=4)
+    assert math.isnan(zero.effective_rank.value)
+    assert math.isnan(zero.effective_rank.stderr)
+    level = with_rules(
+        1.0, 0.0, -1.0, k=2, trace=0.0, trace_stderr=0.1, frobenius=2**0.5, frobenius_stderr=0.1, probes=4
+    )
+    assert level.effective_rank.value == 0
+    usual = with_rules(
+        2.0, 1.0, 1.0, k=2, trace=4.0, trace_stderr=0.4, frobenius=6**0.5, frobenius_stderr=0.1, probes=4
+    )
+    assert usual.effective_rank.stderr == pytest.approx(2 * 16 / 6 * (0.1 + 0.1 / 6**0.5))
+
+
 def test_outliers_stand_above_the_bulk():
     rng = np.random.default_rng(0)
     bulk = 0.01 * rng.standard_normal(500)
@@ -130,6 +144,14 @@ def test_outliers_stand_above_the_bulk():
         record.decay(6)
     with pytest.raises(ValueError, match=r"gap.*needs two positive"):
         of(1.0, -1.0).gap()
+
+
+def test_gaps_among_rounding_or_unconverged_eigenvalues_do_not_count():
+    assert of(9.0, 8.0, 7.0, 1e-9, 1e-17, which="largest").gap() == 3
+    assert of(9.0, 8.0, 1.0, 0.9, 1e-4, converged=np.array([True] * 4 + [False]), which="largest").gap() == 2
+    assert of(9.0, 8.0, 1.0, 0.9, 1e-4, which="largest").gap(4) == 2
+    with pytest.raises(ValueError, match="holds 1 that converged"):
+        of(9.0, 1.0, converged=np.array([True, False]), which="largest").gap()
 
 
 def test_the_upper_end_of_both():

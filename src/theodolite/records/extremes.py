@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from theodolite.records.spectral import Spectral
+
+NOISE = 1e-6  # of λ₁: ratios between smaller eigenvalues are those of rounding, in float32 that of their products
 
 
 class Extremes(Spectral):
@@ -13,11 +15,13 @@ class Extremes(Spectral):
 
     Attributes:
         eigenvalues: in descending order.
+        converged: whether each met its tolerance.
         which: ``"largest"``, ``"smallest"`` or ``"both"`` ends.
         size: number of eigenvalues in all.
     """
 
     eigenvalues: Float[np.ndarray, " k"]
+    converged: Bool[np.ndarray, " k"]
     which: str
     size: int
 
@@ -115,7 +119,7 @@ class Extremes(Spectral):
         return top[:count]
 
     def gap(self, limit: int | None = None) -> int:
-        """How many eigenvalues stand above the widest gap on a logarithmic scale.
+        """How many eigenvalues stand above the widest gap on a logarithmic scale, of those that ``comparable`` leaves.
 
         Args:
             limit: how many of the largest positive eigenvalues to look at, three times the number of classes for instance;
@@ -124,14 +128,24 @@ class Extremes(Spectral):
         Raises:
             ValueError: fewer than two of them are known.
         """
-        top = self.top[:limit]
-        top = top[top > 0]
+        top = self.comparable(limit)
         if len(top) < 2:
             raise ValueError(
-                f"gap(limit={limit}) needs two positive eigenvalues or more; this spectrum holds {len(top)} of the largest. "
+                f"gap(limit={limit}) needs two positive eigenvalues or more; this spectrum holds {len(top)} that converged. "
                 "Measure it with a larger k, about three times the number of classes."
             )
         return int(np.argmax(np.log(top[:-1] / top[1:]))) + 1
+
+    def comparable(self, limit: int | None = None) -> Float[np.ndarray, " j"]:
+        """The largest positive eigenvalues as far as they converged; below 1e-6·λ₁ they are rounding and count as that.
+
+        Args:
+            limit: how many to look at; all by default.
+        """
+        reached = self.converged[: len(self.top)]
+        top = self.top[: int(np.logical_and.accumulate(reached).sum())][:limit]
+        top = top[top > 0]
+        return np.maximum(top, NOISE * top[0]) if top.size else top
 
     def _end(self, end: str) -> int:
         """Index of an extreme eigenvalue, refused where that end was not computed."""

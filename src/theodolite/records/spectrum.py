@@ -161,15 +161,19 @@ class Spectrum(Extremes, Record):
 
     @property
     def effective_rank(self) -> Estimate:
-        """(tr H)²/‖H‖_F²: n for a multiple of the identity, r for r equal eigenvalues; the errors of both, added up.
+        """(tr H)²/‖H‖_F²: n for a multiple of the identity, r for r equal eigenvalues; NaN for a zero operator.
+
+        Its error is those of both, added up.
 
         Raises:
             ValueError: the spectrum was measured without probes.
         """
         self.rules()
+        if not self.frobenius > 0:
+            return Estimate(float("nan"), float("nan"), self._degrees)
         rank = (self.trace / self.frobenius) ** 2
-        relative = abs(self.trace_stderr / self.trace) + self.frobenius_stderr / self.frobenius
-        return Estimate(rank, 2 * rank * relative, self._degrees)
+        slopes = abs(self.trace) * self.trace_stderr + rank * self.frobenius * self.frobenius_stderr
+        return Estimate(rank, 2 * slopes / self.frobenius**2, self._degrees)
 
     def overlap(self, other: Spectrum) -> float:
         """Mean squared cosine between the spans of the eigenvectors of two spectra, 1 where they agree.
@@ -267,6 +271,9 @@ class Spectrum(Extremes, Record):
             f"{name} = {with_error(float(self.eigenvalues[index]), float(self.data_stderr[index]), source='data')}, "
             f"residual {float(self.residuals[index]):.1g}"
         ]
+        if np.isfinite(self.split_half):
+            free = self.extreme
+            readings.append(f"{with_error(free.value, free.stderr, source='data')} without the bias of a sample")
         if self.probes:
             readings.append(f"tr = {with_error(self.trace, self.trace_stderr, source=plural(self.probes, 'probe'))}")
         reached = int(self.converged.sum())
