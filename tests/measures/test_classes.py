@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from families import BY_NAME
-from theodolite.errors import DataError, OperatorError
-from theodolite.measures import classwise, outliers, spectrum
+from theodolite.errors import DataError, OperatorError, ProblemError
+from theodolite.measures import batch_sharpness, classwise, outliers, spectrum, tuning
 from theodolite.measures.subject import OPERATORS
 from theodolite.operators import Hessian, problems_by_group
 from theodolite.problem import Problem
+from theodolite.records import Record
 
 
 def blobs(classes: int, *, width: int = 16, seed: int = 0, steps: int = 60) -> Problem:
@@ -117,6 +121,31 @@ def test_a_class_without_weight_has_no_curvature() -> None:
     found = classwise(problem, probes=2)
     assert np.isnan(found.largest).tolist() == [False, True, False]
     assert found.converged.tolist() == [True, False, True]
+    assert np.isnan(found.saddles).tolist() == [False, True, False]
+    assert found.trace.value == pytest.approx(float((found.weights * found.traces)[[0, 2]].sum()))
+    assert np.isfinite(found.trace.stderr)
+    assert "deepest saddle: 1" not in repr(found)
+    tops = outliers(problem)
+    assert tops.classes == ("0", "2")
+    assert np.isfinite(tops.shares).all()
+    assert tops.notes[-1] == "left out, without weight in the loss: 1"
+
+
+def test_groups_have_probes_of_their_own() -> None:
+    """Two groups of the same samples: with the same probes the error of the whole would be √2 too small."""
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(12, 60, dtype=torch.float64), torch.randint(3, (12,))
+    problem = Problem(nn.Linear(60, 3).double(), nn.CrossEntropyLoss(), [(inputs.repeat(2, 1), targets.repeat(2))])
+    found = classwise(problem, by=["a"] * 12 + ["b"] * 12, probes=3, steps=3)
+    assert found.largest[0] == pytest.approx(found.largest[1], rel=1e-3)
+    assert abs(found.traces[0] - found.traces[1]) > 1e-6
+
+
+@pytest.mark.parametrize("measure", [classwise, batch_sharpness, tuning])
+@pytest.mark.parametrize("operator", ["covariance", "fischer"])
+def test_what_is_no_curvature_is_refused(measure: Callable[..., Record], operator: str) -> None:
+    with pytest.raises(ProblemError, match=rf"one of 'hessian', 'ggn', found '{operator}'"):
+        inspect.unwrap(measure)(BY_NAME["mlp"].problem(), operator=operator)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from theodolite.errors import ProblemError
 from theodolite.linalg import lanczos
-from theodolite.measures.subject import context_of, operator_of
+from theodolite.measures.subject import context_of, operator_of, refuse_covariance
 from theodolite.measures.verification import verified
 from theodolite.problem import Problem
 from theodolite.records import BatchSharpness, Cost
@@ -50,7 +50,7 @@ def batch_sharpness(
         A record; eigenvalues that did not converge are marked.
 
     Raises:
-        ProblemError: there are fewer than three sizes, sizes that are not below N, or fewer than two batches.
+        ProblemError: there are fewer than three sizes, sizes that are not below N, fewer than two batches, or another operator.
 
     Example:
         >>> import torch
@@ -65,6 +65,7 @@ def batch_sharpness(
         network training" (2022).
     """
     started = time.perf_counter()
+    refuse_covariance(operator)
     sizes = _checked(problem, sizes, batches)
     H = operator_of(problem, operator)
     found = lanczos(H, k=1, tol=tol, seed=seed, max_products=max_products, memory=problem.memory)

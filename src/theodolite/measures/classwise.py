@@ -12,11 +12,13 @@ from jaxtyping import Float
 
 from theodolite.errors import OperatorError
 from theodolite.measures.spectra import Question
-from theodolite.measures.subject import OPERATORS, context_of
+from theodolite.measures.subject import OPERATORS, context_of, refuse_covariance
 from theodolite.operators import Grouped
 from theodolite.operators.grouped import By
 from theodolite.problem import Problem
 from theodolite.records import Classwise, Cost, Spectrum
+
+APART = 1_000_003  # between the seeds of two groups
 
 
 def classwise(
@@ -44,10 +46,11 @@ def classwise(
         probes: random vectors for each trace.
         steps: least number of Lanczos steps, nodes of each density.
         operator: ``"hessian"`` or ``"ggn"``.
-        seed: of start vectors and probes.
+        seed: of start vectors and probes, from which each group has its own.
         step: optimiser step, kept in the record.
 
     Raises:
+        ProblemError: there is no such operator.
         OperatorError: samples are coupled, or the problem has fewer than two parameters.
         DataError: the labels are not one for each sample.
 
@@ -64,6 +67,7 @@ def classwise(
     started = time.perf_counter()
     if problem.n < 2:
         raise OperatorError(f"Both ends of a spectrum take two parameters or more, found {problem.n}.")
+    refuse_covariance(operator)
     grouped = Grouped(problem, by=by, operator=OPERATORS[operator])
     question = Question(
         k=2,
@@ -81,8 +85,11 @@ def classwise(
     )
     # A class of weight 0 in the criterion has no loss of its own.
     found = [
-        question.answer(part, None, quiet=True) if grouped.weights[label] > 0 else None
-        for label, part in grouped.problems.items()
+        # Probes of its own for each group, so that the errors of their traces add up in squares.
+        replace(question, seed=seed + APART * place).answer(part, None, quiet=True)
+        if grouped.weights[label] > 0
+        else None
+        for place, (label, part) in enumerate(grouped.problems.items())
     ]
     samples = np.array(list(grouped.samples.values()))
 

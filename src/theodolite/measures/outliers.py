@@ -70,9 +70,11 @@ def outliers(
     """
     started = time.perf_counter()
     groups = Grouped(problem, by=by)
+    # A class of weight 0 in the criterion has no loss of its own.
+    parts = {label: part for label, part in groups.problems.items() if groups.weights[label] > 0}
     cost = Cost(gradients=1.0, forwards=2.0)
     if spectrum is None:
-        k = min(FOR_EACH_CLASS * len(groups.problems), problem.n)
+        k = min(FOR_EACH_CLASS * len(parts), problem.n)
         spectrum = curvature.spectrum(problem, k=k, probes=12, operator=operator, seed=seed)
         cost, context = cost + spectrum.cost, spectrum.context
         U = top_vectors(problem, spectrum)
@@ -80,16 +82,16 @@ def outliers(
         U, H = top_vectors(problem, spectrum), operator_of(problem, spectrum.operator)
         refuse_elsewhere(problem, spectrum, H)
         cost, context = cost + H.cost, context_of(problem, H)
-    means = torch.stack([part.gradient() for part in groups.problems.values()]).double()
+    means = torch.stack([part.gradient() for part in parts.values()]).double()
     Q, norms = _span(means), means.norm(dim=1)
     cosines = (means @ means.T / torch.outer(norms, norms)).clamp(-1, 1)
-    count, ratio = _gap(spectrum)
+    count, ratio = _gap(spectrum, limit=FOR_EACH_CLASS * len(parts))
     centre, scale = spectrum.bulk if spectrum.nodes is not None else (math.nan, math.nan)
     return Outliers(
         step=step,
         cost=replace(cost, seconds=time.perf_counter() - started),
         seed=spectrum.seed,
-        notes=spectrum.notes,
+        notes=(*spectrum.notes, *_weightless(groups)),
         context=context,
         eigenvalues=spectrum.top,
         converged=spectrum.converged[: len(spectrum.top)],
@@ -100,8 +102,8 @@ def outliers(
         kappa=kappa,
         centre=centre,
         scale=scale,
-        classes=tuple(map(str, groups.problems)),
-        weights=np.array(list(groups.weights.values())),
+        classes=tuple(map(str, parts)),
+        weights=np.array([groups.weights[label] for label in parts]),
         gradient_norms=norms.cpu().numpy(),
         cosines=cosines.cpu().numpy(),
         rank=len(Q),
@@ -134,12 +136,18 @@ def _span(rows: Float[Tensor, "c n"]) -> Float[Tensor, "r n"]:
     return independent
 
 
-def _gap(spectrum: Spectrum) -> tuple[int, float]:
+def _gap(spectrum: Spectrum, *, limit: int) -> tuple[int, float]:
     """How many eigenvalues stand above the widest gap, and the ratio of the two beside it."""
-    if (spectrum.top > 0).sum() < 2:
+    top = spectrum.comparable(limit)
+    if len(top) < 2:
         return 0, math.nan
-    count = spectrum.gap()
-    return count, float(spectrum.top[count - 1] / spectrum.top[count])
+    count = spectrum.gap(limit)
+    return count, float(top[count - 1] / top[count])
+
+
+def _weightless(groups: Grouped) -> tuple[str, ...]:
+    without = [str(label) for label, weight in groups.weights.items() if not weight > 0]
+    return (f"left out, without weight in the loss: {', '.join(without)}",) if without else ()
 
 
 def _above_bulk(spectrum: Spectrum, kappa: float) -> int | None:

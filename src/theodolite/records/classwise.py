@@ -59,13 +59,15 @@ class Classwise(Record):
 
     @property
     def saddles(self) -> Float[np.ndarray, " g"]:
-        """−λ_min/λ_max of each group: 0 where its loss curves upwards everywhere, infinite where nowhere.
+        """−λ_min/λ_max of each group: 0 where its loss curves upwards everywhere, infinite where nowhere, NaN for a group without
+        weight, which has no loss of its own.
 
         References:
             Rangwani et al., "Escaping saddle points for effective generalization on class-imbalanced data" (2022).
         """
         found = np.where(self.smallest < 0, np.inf, 0.0)
         np.divide(-self.smallest, self.largest, out=found, where=(self.smallest < 0) & (self.largest > 0))
+        found[np.isnan(self.smallest) | np.isnan(self.largest)] = np.nan
         return found
 
     @property
@@ -77,16 +79,21 @@ class Classwise(Record):
 
     @property
     def trace(self) -> Estimate:
-        """Trace of the whole, Σ w·tr."""
+        """Trace of the whole, Σ w·tr over the groups that have weight."""
         degrees = self.probes - 1 if self.probes > 1 else None
-        stderr = float(np.sqrt(np.square(self.weights * self.trace_stderrs).sum()))
-        return Estimate(float((self.weights * self.traces).sum()), stderr, degrees)
+        parts, errors = (
+            np.where(self.weights == 0, 0.0, self.weights * each) for each in (self.traces, self.trace_stderrs)
+        )
+        return Estimate(float(parts.sum()), float(np.sqrt(np.square(errors).sum())), degrees)
 
     def summary(self) -> tuple[str, ...]:
         """Operator, the group with the deepest saddle, convergence."""
         subject = f"{self.operator}, n={self.size:,}, {len(self.groups)} groups"
         if not self.groups:
             return subject, "no groups"
-        worst = int(np.argmax(self.saddles))
-        deepest = f"deepest saddle: {self.groups[worst]} with −λₙ/λ₁ = {number(float(self.saddles[worst]))}"
+        saddles = self.saddles
+        if np.isnan(saddles).all():
+            return subject, "no group with curvature"
+        worst = int(np.nanargmax(saddles))
+        deepest = f"deepest saddle: {self.groups[worst]} with −λₙ/λ₁ = {number(float(saddles[worst]))}"
         return subject, deepest, f"{int(self.converged.sum())} of {len(self.groups)} converged"

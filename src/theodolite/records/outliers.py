@@ -21,8 +21,8 @@ class Outliers(Record):
         eigenvalues: the largest, descending, about three for each class.
         converged: whether each met its tolerance.
         shares: of each eigenvector, how much lies in the span of the class-mean gradients: ‖Qu‖² with an orthonormal basis Q.
-        count: how many eigenvalues stand above the widest gap between them on a logarithmic scale; 0 where fewer than two are
-            positive.
+        count: how many eigenvalues stand above the widest gap between them on a logarithmic scale, among three for each class
+            that converged, below 1e-6·λ₁ all alike; 0 where fewer than two are positive.
         ratio: of the two eigenvalues beside that gap; NaN without.
         above_bulk: how many lie more than ``kappa`` scales above the centre of the bulk; None where all that are known do.
         kappa: that number.
