@@ -83,3 +83,20 @@ def test_what_makes_no_sense_is_refused() -> None:
         scalar_flow_sharpness([1.0, -0.5])
     with pytest.raises(ProblemError, match=r"reach in \(0, 2.5\], found .*reach=3.0"):
         flow_sharpness(scalar_network([1.5, 0.8]), reach=3.0)
+
+
+def test_the_sharpness_is_the_largest_eigenvalue_where_a_negative_one_is_stronger() -> None:
+    """L = cosine of the first entry at its top, with a weak parabola beside."""
+
+    class Hill(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.theta = nn.Parameter(torch.tensor([0.3, 1.0], dtype=torch.float64))
+
+    def loss(model: nn.Module, index: Tensor) -> Tensor:
+        return 10 * model.theta[0].cos() + 0.5 * model.theta[1].square()
+
+    found = flow_sharpness(Problem.from_loss(Hill(), loss, [torch.tensor([0])]), tol=1e-3)
+    assert found.sharpnesses[0] == pytest.approx(1.0, rel=1e-3)
+    assert found.sharpness == pytest.approx(10.0, rel=1e-3)
+    assert found.sharpening == pytest.approx(10.0, rel=1e-2)

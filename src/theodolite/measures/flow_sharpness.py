@@ -44,8 +44,8 @@ def flow_sharpness(
 ) -> Flow:
     """λ₁ at the end of the gradient flow from θ: a sharpness that gradient descent only ever lowers on scalar networks.
 
-    Runge-Kutta steps of length ``reach``/λ₁, shortened where the loss would rise, which it does nowhere along the flow. Made for
-    the squared error; see the note of the record for cross-entropy.
+    Runge-Kutta steps of length ``reach``/max |λ|, shortened where the loss would rise, which it does nowhere along the flow. Made
+    for the squared error; see the note of the record for cross-entropy.
 
     Cost: expensive, a whole training run: four gradients a step and some ten products every ``every`` steps. The flow along a
     direction of curvature μ takes ln(1/tol)·λ₁/(reach·μ) steps.
@@ -54,7 +54,7 @@ def flow_sharpness(
         problem: where the flow starts; its model is copied and not written to.
         tol: gradient norm to reach, relative to the first.
         max_steps: stop after so many; the record then says that the flow did not converge.
-        reach: step times λ₁; the error of S_GF falls with its fourth power (4e-5 at 1 on scalar networks), stable up to 2.78.
+        reach: step times max |λ|; the error of S_GF falls with its fourth power (4e-5 at 1 on scalar networks), stable up to 2.78.
         every: steps between readings of the sharpness.
         sharpness_tol: relative residual of λ₁.
         seed: of its start vectors.
@@ -169,17 +169,21 @@ class _Integration:
         return float(self.gradient.norm())
 
     def read(self) -> None:
-        """λ₁ here, which sets the length of the next steps."""
+        """λ₁ here, and the largest |λ|, which sets the length of the next steps."""
         _write(self._twin, self.problem, self.moved)
         H = Hessian(self._twin)
         found = lanczos(
             H, k=1, which="magnitude", tol=self.tol, seed=self.seed, start=self._vectors, memory=self.problem.memory
         )
-        largest = abs(float(found.values[0]))
-        self._vectors, self.notes = found.vectors, tuple(H.notes)
+        self._vectors = found.vectors
+        size = abs(float(found.values[0]))
+        if float(found.values[0]) < 0:  # the strongest curves downwards: it bounds the step, and λ₁ is another
+            found = lanczos(H, k=1, tol=self.tol, seed=self.seed, memory=self.problem.memory)
+        self.notes = tuple(H.notes)
         self.cost += H.cost
-        self.readings.append((self.time, float(self.here.value), self.norm, largest, float(found.residuals[0])))
-        self.length = self.reach / largest if largest > 0 else self.reach
+        reading = (float(found.values[0]), float(found.residuals[0]))
+        self.readings.append((self.time, float(self.here.value), self.norm, *reading))
+        self.length = self.reach / size if size > 0 else self.reach
 
     def advance(self) -> None:
         """One Runge-Kutta step of fourth order, halved until the loss does not rise."""

@@ -21,7 +21,7 @@ class Flow(Record):
         times: of the readings, from 0.
         losses: at each.
         gradient_norms: at each.
-        sharpnesses: largest Hessian eigenvalue at each, its magnitude where all are negative.
+        sharpnesses: largest Hessian eigenvalue at each.
         residuals: relative residual of each eigenpair.
         distance: ‖θ* − θ‖ between both ends.
         steps: integration steps taken.
@@ -48,9 +48,9 @@ class Flow(Record):
 
     @property
     def sharpening(self) -> float:
-        """S_GF over the sharpness of θ itself: what following the flow to its end adds."""
+        """S_GF over the sharpness of θ itself: what following the flow to its end adds; NaN unless that is positive."""
         first = float(self.sharpnesses[0]) if self.sharpnesses.size else math.nan
-        return self.sharpness / first if first else math.nan
+        return self.sharpness / first if first > 0 else math.nan
 
     @property
     def max_learning_rate(self) -> float:
