@@ -204,3 +204,38 @@ def test_points_without_a_direction_or_a_gradient_are_refused() -> None:
     problem = network(torch.float32)
     with pytest.raises(ProblemError, match="takes no closure, found LBFGS"):
         directional(problem, optimizer=LBFGS(problem.model.parameters()))
+
+
+def test_what_is_rounding_has_no_ratios() -> None:
+    """Along a straight line there is no curvature to divide by, and a step of 1e-16 changes no loss of 1."""
+    generator = torch.Generator().manual_seed(0)
+    H, g = symmetric(6, seed=1, positive=True), torch.randn(6, generator=generator, dtype=torch.float64)
+    d = torch.randn(6, generator=generator, dtype=torch.float64)
+    curved = quadratic([H], [g], theta=torch.ones(6, dtype=torch.float64))
+    found = directional(curved, directions={"short": 1e-16 * d, "long": 0.1 * d})
+    short, long = (found.names.index(name) for name in ("short", "long"))
+    assert found.resolved[[short, long]].tolist() == [False, True]
+    for ratios in (found.best_scales, found.third_order_index, found.agreement):
+        assert math.isnan(ratios[short])
+        assert math.isfinite(ratios[long])
+    straight = directional(quadratic([1e-18 * H], [g], theta=torch.ones(6, dtype=torch.float64)), directions={"d": d})
+    place = straight.names.index("d")
+    assert math.isnan(straight.best_scales[place])
+    assert math.isnan(straight.third_order_index[place])
+    assert straight.agreement[place] == pytest.approx(1.0, rel=1e-9)
+
+
+@pytest.mark.parametrize("length", [0.0, -1.0, math.nan, math.inf])
+def test_a_length_is_positive(length: float) -> None:
+    with pytest.raises(ProblemError, match=r"positive length of the step along the gradient, found length="):
+        directional(BY_NAME["mlp"].problem(), length=length)
+
+
+def test_the_optimiser_comes_second_as_elsewhere() -> None:
+    problem = BY_NAME["mlp"].problem()
+    optimizer = SGD(problem.model.parameters(), lr=0.1)
+    assert (
+        directional(problem, optimizer).names
+        == directional(problem, optimizer=optimizer).names
+        == ("gradient", "update")
+    )

@@ -32,8 +32,8 @@ NOISE_POINTS, NOISE_ULPS = 7, 64.0
 
 def directional(
     problem: Problem,
-    *,
     optimizer: Optimizer | None = None,
+    *,
     directions: Mapping[str, Float[Tensor, " n"]] | None = None,
     length: float | None = None,
     step: int | None = None,
@@ -51,21 +51,21 @@ def directional(
         optimizer: adds the direction ``"update"``, the step that it would take next on this problem's gradient.
         directions: by name, each a displacement of n numbers used at its own length; the names ``"gradient"`` and
             ``"update"`` are taken.
-        length: of the step along ``"gradient"``; by default that of the update, or 1e-3·(1 + ‖θ‖) without an optimiser.
+        length: of the step along ``"gradient"``; by default that of the update, or 1e-3·(1 + ‖θ‖) without an optimiser; above 0.
         step: optimiser step, kept in the record.
 
     Returns:
         A record; a loss that is not finite at the end of a displacement is a reading.
 
     Raises:
-        ProblemError: a direction has another length, is zero or not finite, or the optimiser does not fit.
+        ProblemError: a direction has another length, is zero or not finite, length is not positive, or the optimiser does not fit.
         NonFiniteError: the loss or gradient at θ is not finite.
         DerivativeError: second derivatives are missing or wrong.
 
     Example:
         >>> model = torch.nn.Linear(3, 1)
         >>> problem = Problem(model, torch.nn.MSELoss(), [(torch.randn(8, 3), torch.randn(8, 1))])
-        >>> found = directional(problem, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        >>> found = directional(problem, torch.optim.SGD(model.parameters(), lr=0.1))
         >>> found.names
         ('gradient', 'update')
         >>> bool(abs(found.agreement[1] - 1) < 1e-2)
@@ -78,6 +78,10 @@ def directional(
         Moré & Wild, "Estimating computational noise" (2011).
     """
     started = time.perf_counter()
+    if length is not None and not 0 < length < math.inf:
+        raise ProblemError(
+            f"Expected a positive length of the step along the gradient, found length={length}. Leave it out for the default."
+        )
     H = Hessian(problem)
     with problem.session():
         _, gradient, _ = gradient_at(problem)

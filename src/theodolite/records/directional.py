@@ -75,16 +75,18 @@ class Directional(Record):
 
     @property
     def best_scales(self) -> Float[np.ndarray, " d"]:
-        """α* = −gᵀd / dᵀHd, the multiple of d with the least loss on the quadratic model; NaN where it curves downwards.
+        """α* = −gᵀd / dᵀHd, the multiple of d with the least loss on the quadratic model.
+
+        NaN where it curves downwards, and where the curvature is not ``resolved``: along a straight line it is rounding.
 
         Below ½ the step d raises the loss of that model.
         """
-        return np.where(self.exact > 0, _ratio(-self.slopes, self.exact), np.nan)
+        return np.where((self.exact > 0) & self.resolved, _ratio(-self.slopes, self.exact), np.nan)
 
     @property
     def overshoots(self) -> Bool[np.ndarray, " d"]:
-        """Whether d raises the loss of the quadratic model, α* < ½."""
-        return np.asarray(self.best_scales < 0.5)
+        """Whether d raises the loss of the quadratic model, α* < ½ where that curves upwards."""
+        return np.asarray((self.exact > 0) & (-self.slopes < 0.5 * self.exact))
 
     @property
     def predicted_decreases(self) -> Float[np.ndarray, " d"]:
@@ -93,17 +95,22 @@ class Directional(Record):
 
     @property
     def agreement(self) -> Float[np.ndarray, " d"]:
-        """Actual over predicted decrease, 1 where the loss is quadratic along d."""
-        return _ratio(self.decreases, self.predicted_decreases)
+        """Actual over predicted decrease, 1 where the loss is quadratic along d; NaN where the decrease is rounding.
+
+        That is where neither ``decreases`` nor the prediction stands out of the rounding of two losses by five of its standard
+        deviations, half of ``loss_only_floors`` each.
+        """
+        larger = np.maximum(np.abs(self.decreases), np.abs(self.predicted_decreases))
+        return np.where(larger > 2.5 * self.loss_only_floors, _ratio(self.decreases, self.predicted_decreases), np.nan)
 
     @property
     def third_order_index(self) -> Float[np.ndarray, " d"]:
-        """(difference − exact) / |exact|: 0 on a quadratic; positive where the curvature grows along d.
+        """(difference − exact) / |exact|: 0 on a quadratic; positive where the curvature grows along d; NaN if not ``resolved``.
 
         Half of T[d,d,d]/|dᵀHd|, T the third derivative, up to fourth order in d. Beyond about 0.3 in size the quadratic
         model does not describe a step of this length.
         """
-        return _ratio(self.difference - self.exact, np.abs(self.exact))
+        return np.where(self.resolved, _ratio(self.difference - self.exact, np.abs(self.exact)), np.nan)
 
     @property
     def third_derivatives(self) -> Float[np.ndarray, " d"]:
