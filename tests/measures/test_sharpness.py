@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -213,3 +214,24 @@ def test_what_makes_no_sense_is_refused(options: dict[str, object], message: str
     problem = one(symmetric(N), slope())
     with pytest.raises(ProblemError, match=message):
         inspect.unwrap(sharpness)(problem, **options)
+
+
+def test_a_vanishing_gradient_is_said() -> None:
+    flat = one(symmetric(N), torch.zeros(N, dtype=torch.float64))
+    found = sharpness(flat, radius=RADII)
+    assert found.rises.tolist() == [0.0, 0.0]
+    assert found.notes == ("no ascent direction: the gradient vanishes here, the rise is 0 at θ itself",)
+    assert "random starts alone" in sharpness(flat, kind="worst").notes[0]
+    assert not sharpness(flat, kind="average").notes
+    assert not sharpness(one(symmetric(N), slope())).notes
+
+
+@pytest.mark.parametrize("kind", ["average", "adaptive average"])
+def test_an_average_takes_no_gradient(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise AssertionError("a gradient")
+
+    monkeypatch.setattr(sys.modules["theodolite.measures.sharpness"], "gradient_at", none)
+    found = sharpness(one(symmetric(N), slope()), kind=kind, draws=3, radius=RADII)
+    assert (found.cost.gradients, found.cost.forwards) == (0, 13)
+    assert found.first_order.tolist() == [0.0, 0.0]

@@ -85,7 +85,7 @@ def sharpness(
     fresh samples is smaller, and the error from the data, at fixed ε, does not say by how much.
 
     Cost: ``"sam"`` one gradient a step (the first shared by all radii) and one forward pass a radius; a search (steps + 1)
-    gradients for each start and radius; an average 2·draws forward passes a radius.
+    gradients for each start and radius; an average 2·draws forward passes a radius and one more.
 
     Args:
         problem: what to survey.
@@ -121,19 +121,20 @@ def sharpness(
     steps, draws = _counts(where, steps, draws)
     scale = _scale(problem, where.scale)
     with problem.session():  # entered once: it costs as much as a pass of a small model
-        here, slope = _climb(problem, scale)
+        here, slope = _climb(problem, scale, ascend=where.search != "random")
         if where.search == "path":
             rises, of_draws, cost = _path(problem, scale, slope, here, radii, steps)
         elif where.search == "projected":
             rises, of_draws, cost = _projected(problem, scale, slope, here, radii, steps, draws, seed, box=where.box)
         else:
             rises, of_draws, cost = _random(problem, scale, here, radii, draws, seed)
-    dual = float(slope.abs().sum() if where.box else slope.norm()) if where.search != "random" else 0.0
+    dual = float(slope.abs().sum() if where.box else slope.norm())
+    here_cost = Cost(forwards=1.0) if where.search == "random" else Cost(gradients=1.0)
     return Sharpness(
         step=step,
-        cost=cost + Cost(gradients=1.0, seconds=time.perf_counter() - started),
+        cost=cost + here_cost + Cost(seconds=time.perf_counter() - started),
         seed=None if draws == 0 else seed,
-        notes=_notes(rises),
+        notes=(*_notes(rises), *_flat(where, slope)),
         context=context_with_chunks(problem, here),
         name=kind,
         neighbourhood=where.words,
@@ -149,8 +150,13 @@ def sharpness(
     )
 
 
-def _climb(problem: Problem, scale: Float[Tensor, " n"]) -> tuple[ChunkMeans, Float[Tensor, " n"]]:
-    """The loss at θ, and its gradient in u = ε/s."""
+def _climb(problem: Problem, scale: Float[Tensor, " n"], *, ascend: bool) -> tuple[ChunkMeans, Float[Tensor, " n"]]:
+    """The loss at θ, and its gradient in u = ε/s; zero where nothing ascends."""
+    if not ascend:
+        here = loss_at(problem)
+        if not np.isfinite(here.value):
+            raise non_finite_loss(float(here.value))
+        return here, torch.zeros_like(scale)
     here, gradient, _ = gradient_at(problem)
     if not np.isfinite(here.value) or not bool(torch.isfinite(gradient).all()):
         raise non_finite_loss(float(here.value))
@@ -297,3 +303,11 @@ def _onto_ball(u: Float[Tensor, " n"], radius: float, *, box: bool) -> Float[Ten
 def _notes(rises: Sequence[ChunkMeans]) -> tuple[str, ...]:
     lost = sum(not np.isfinite(rise.value) for rise in rises)
     return (f"the loss is not finite at {lost} of {len(rises)} radii",) if lost else ()
+
+
+def _flat(where: Neighbourhood, slope: Float[Tensor, " n"]) -> tuple[str, ...]:
+    """What it means for the search that the gradient vanishes at θ."""
+    if where.search == "random" or bool(slope.any()):
+        return ()
+    left = "the rise is 0 at θ itself" if where.search == "path" else "the search had random starts alone"
+    return (f"no ascent direction: the gradient vanishes here, {left}",)
