@@ -140,3 +140,20 @@ def test_learning_rates_scale_exactly() -> None:
 def test_too_few_or_too_large_batches_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ProblemError, match=r"three or more batch sizes from 1 to 16 \(there are 17 samples\)"):
         batch_sharpness(BY_NAME["mlp"].problem(), **options)  # type: ignore[arg-type]
+
+
+def test_a_size_is_one_to_all_samples() -> None:
+    found = record([25, 50, 100, 200], np.random.default_rng(0).uniform(1, 2, (4, 3)))
+    for size in (0, 0.5, found.samples + 1, math.nan):
+        for ask in (found.predicted, found.max_learning_rate):
+            with pytest.raises(
+                ValueError, match=rf"Expected a batch of 1 to all {found.samples:,} samples, found size="
+            ):
+                ask(size)
+    assert found.predicted(found.samples).value == pytest.approx(found.law[0].value)
+
+
+def test_errors_of_the_law_have_two_degrees_less_than_sizes() -> None:
+    found = record([25, 50, 100, 200], 1 + 1 / np.array([[25, 26, 27], [50, 51, 49], [100, 97, 99], [200, 210, 190]]))
+    estimates = [*found.law, found.predicted(50), found.max_learning_rate(50), found.critical_size]
+    assert [each.degrees for each in estimates] == [2] * 5

@@ -64,9 +64,10 @@ class BatchSharpness(Record):
             Granziol, Zohren & Roberts, "Learning rates as a function of batch size: a random matrix theory approach to neural
             network training" (2022).
         """
-        value, covariance = self._fit()
+        value, covariance, degrees = self._fit()
         errors = np.sqrt(np.diag(covariance))
-        return Estimate(float(value[0]), float(errors[0])), Estimate(float(value[1]), float(errors[1]))
+        level, slope = (Estimate(float(value[i]), float(errors[i]), degrees) for i in (0, 1))
+        return level, slope
 
     @property
     def critical_size(self) -> Estimate:
@@ -74,24 +75,34 @@ class BatchSharpness(Record):
 
         Below it the largest eigenvalue is noise alone and the law does not hold. NaN where λ is not positive.
         """
-        (level, slope), covariance = self._fit()
+        (level, slope), covariance, degrees = self._fit()
         if not level > 0:
             return Estimate(math.nan, math.nan)
         gradient = np.array([-slope / level**2, 1 / level])
-        return Estimate(float(slope / level), float(np.sqrt(gradient @ covariance @ gradient)))
+        return Estimate(float(slope / level), float(np.sqrt(gradient @ covariance @ gradient)), degrees)
 
     def predicted(self, size: float | int) -> Estimate:
-        """Sharpness of a batch of that many samples by the fitted law."""
-        value, covariance = self._fit()
+        """Sharpness of a batch of that many samples by the fitted law.
+
+        Raises:
+            ValueError: a batch is of 1 to N samples.
+        """
+        if not 1 <= size <= self.samples:
+            raise ValueError(f"Expected a batch of 1 to all {self.samples:,} samples, found size={size}.")
+        value, covariance, degrees = self._fit()
         row = np.array([1.0, float(1 / _effective(np.array([size], dtype=np.float64), self.samples)[0])])
-        return Estimate(float(row @ value), float(np.sqrt(row @ covariance @ row)))
+        return Estimate(float(row @ value), float(np.sqrt(row @ covariance @ row)), degrees)
 
     def max_learning_rate(self, size: float | int) -> Estimate:
-        """Largest stable learning rate of gradient descent on batches of that many samples, 2/λ_B by the fitted law."""
+        """Largest stable learning rate of gradient descent on batches of that many samples, 2/λ_B by the fitted law.
+
+        Raises:
+            ValueError: a batch is of 1 to N samples.
+        """
         sharpness = self.predicted(size)
         if not sharpness.value > 0:
             return Estimate(math.inf if sharpness.value <= 0 else math.nan, math.nan)
-        return Estimate(2 / sharpness.value, 2 * sharpness.stderr / sharpness.value**2)
+        return Estimate(2 / sharpness.value, 2 * sharpness.stderr / sharpness.value**2, sharpness.degrees)
 
     def summary(self) -> tuple[str, ...]:
         """Operator, the law, the critical size."""
@@ -107,21 +118,22 @@ class BatchSharpness(Record):
             state,
         )
 
-    def _fit(self) -> tuple[Float[np.ndarray, " 2"], Float[np.ndarray, "2 2"]]:
-        """λ, κ and their covariance."""
+    def _fit(self) -> tuple[Float[np.ndarray, " 2"], Float[np.ndarray, "2 2"], int | None]:
+        """λ, κ, their covariance, and its degrees of freedom: the sizes less two."""
         means = np.array([mean.value for mean in self.means])
         errors = np.array([mean.stderr for mean in self.means])
         inverse = 1 / self.effective_sizes
         usable = np.isfinite(means) & np.isfinite(errors) & np.isfinite(inverse)
         if np.unique(inverse[usable]).size < 3:
-            return np.full(2, np.nan), np.full((2, 2), np.nan)
+            return np.full(2, np.nan), np.full((2, 2), np.nan), None
         # Batches that happen to agree to the last digit would else weigh without bound.
         weights = 1 / np.maximum(errors[usable], 1e-6 * np.abs(means[usable]).max() + np.finfo(np.float64).tiny)
         rows = np.stack([weights, weights * inverse[usable]], axis=1)
         covariance = np.linalg.pinv(rows.T @ rows)
         value = covariance @ rows.T @ (weights * means[usable])
-        misfit = float(np.square(rows @ value - weights * means[usable]).sum()) / (int(usable.sum()) - 2)
-        return value, covariance * max(1.0, misfit)
+        degrees = int(usable.sum()) - 2
+        misfit = float(np.square(rows @ value - weights * means[usable]).sum()) / degrees
+        return value, covariance * max(1.0, misfit), degrees
 
 
 def _effective(sizes: Float[np.ndarray, " s"], samples: int) -> Float[np.ndarray, " s"]:
