@@ -144,3 +144,9 @@ def test_what_has_no_density_or_too_few_draws_is_refused() -> None:
         fisher_trace(problem, draws=1)
     with pytest.raises(OperatorError, match="negative logarithm of a known density"):
         fisher_trace(Problem(problem.model, nn.MultiMarginLoss(), problem.batches))
+
+
+def test_each_sample_spends_a_degree_on_its_own_mean() -> None:
+    found = fisher_trace(softmax_regression(7), draws=3)
+    assert found.probes == 21
+    assert found.estimate.degrees == found.mean_eigenvalue.degrees == 14

@@ -84,6 +84,7 @@ def fisher_trace(problem: Problem, *, draws: int = 4, seed: int = 0, step: int |
         layer_values=means.value[1:],
         layer_stderrs=errors[1:],
         probes=len(weights) * draws,
+        degrees=len(weights) * (draws - 1),  # each sample has a mean of its own
         method="labels drawn",
         operator="fisher",
         size=problem.n,

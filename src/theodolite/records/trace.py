@@ -29,6 +29,7 @@ class Trace(Record):
         layer_stderrs: their standard errors.
         probes: number of random probes that value and error are means over; for ``"hutch++"`` those of the remainder, 0
             where its sketch left none.
+        degrees: degrees of freedom of the errors over probes; None for one less than the probes.
         method: ``"hutchinson"``, ``"hutch++"``, ``"xtrace"``, ``"xnystrace"``, or ``"basis and probes"``
             where it is exact on a Krylov space and sampled off it.
         operator: ``"hessian"``, ``"ggn"`` or ``"fisher"``.
@@ -45,6 +46,7 @@ class Trace(Record):
     layer_values: Float[np.ndarray, " L"]
     layer_stderrs: Float[np.ndarray, " L"]
     probes: int
+    degrees: int | None = None
     method: str
     operator: str = "hessian"
     size: int
@@ -81,4 +83,6 @@ class Trace(Record):
 
     @property
     def _degrees(self) -> int | None:
+        if self.degrees is not None:
+            return self.degrees
         return self.probes - 1 if self.probes > 1 else None
