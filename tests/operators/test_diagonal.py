@@ -77,7 +77,7 @@ def test_random_roots_have_the_curvature_for_covariance(name: str) -> None:
     else:
         loss = recognise(BY_NAME[name].criterion)
         targets = torch.full((draws,), 2) if name == "mlp-weighted" else logits
-    u = sampled_roots(loss, logits, targets, generator=g)
+    u = sampled_roots(loss, logits, targets, generator=g, memory=2**30)
     exact = torch.stack([loss.curvature(logits[:2], targets[:2])(torch.eye(3).double()[[i, i]])[0] for i in range(3)])
     products = u[:, :, None] * u[:, None]
     error = products.std(0) / draws**0.5
@@ -142,7 +142,7 @@ def test_a_parameter_without_dimensions_has_a_block() -> None:
 def test_a_long_wait_is_announced() -> None:
     loss, wide = recognise(nn.MSELoss()), torch.zeros(2, 1100)
     with pytest.warns(CostWarning, match=r"1,100 sites with 1 directions each takes 1,100 backward passes"):
-        next(curvature_roots(loss, wide, wide))
+        next(curvature_roots(loss, wide, wide, memory=2**40))
 
 
 def test_refusals_show_the_scene() -> None:
@@ -161,3 +161,13 @@ def test_refusals_show_the_scene() -> None:
         GGNBlocks(wide)
     with pytest.raises(OperatorError, match="the model's outputs"):
         ggn_diagonal(BY_NAME["from-loss"].problem())
+
+
+def test_a_curvature_of_many_classes_beyond_the_memory_is_refused_before_it_is_made() -> None:
+    data = [(torch.randn(32, 2), torch.randint(300, (32,)))]
+    problem = Problem(nn.Linear(2, 300), nn.CrossEntropyLoss(), data, memory=2**20)
+    with pytest.raises(
+        OperatorError, match=r"found 88 MiB for 32 samples with 1 sites of 300 .*above 1 MiB.*kind='mc'"
+    ):
+        ggn_diagonal(problem)
+    assert ggn_diagonal(problem, kind="mc").isfinite().all()

@@ -82,7 +82,7 @@ def _rows(single: Problem) -> tuple[Float[Tensor, "m n"], Int[np.ndarray, " s"]]
 
     def pull(model: nn.Module, chunk: Chunk) -> list[Tensor]:
         values = outputs.tensor(model, chunk.batch)
-        roots = curvature_roots(outputs.loss, values, outputs.targets(chunk.batch))
+        roots = curvature_roots(outputs.loss, values, outputs.targets(chunk.batch), memory=single.memory)
         return [
             single.layout.flatten(
                 torch.autograd.grad(values, point.leaves, root, retain_graph=True, materialize_grads=True)

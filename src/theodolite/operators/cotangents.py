@@ -18,11 +18,17 @@ from theodolite.problem.criteria import BinaryCrossEntropy, CrossEntropy, Square
 ROUNDING = 64
 # Curvature among the outputs of one sample is decomposed densely up to this many outputs.
 MOST_COUPLED = 4096
+# Of the curvature at once, in double precision: its columns, both halves of its symmetric part, vectors and roots.
+COPIES = 4
+# Bytes that are taken whatever the memory of the problem.
+LITTLE = 2**20
 # Backward passes that are worth a warning.
 MANY = 1024
 
 
-def curvature_roots(loss: OutputLoss, outputs: Float[Tensor, "b *out"], targets: Any) -> Iterator[Tensor]:
+def curvature_roots(
+    loss: OutputLoss, outputs: Float[Tensor, "b *out"], targets: Any, *, memory: int
+) -> Iterator[Tensor]:
     """Vectors u of the shape of the outputs with Σ u_i u_iᵀ = Λ_i for every sample i, Λ the Hessian of the total.
 
     One-hot over the sites (positions of a sequence, elements of a regression) that the criterion does not couple, so that
@@ -34,11 +40,14 @@ def curvature_roots(loss: OutputLoss, outputs: Float[Tensor, "b *out"], targets:
         loss: the criterion.
         outputs: what the model returned.
         targets: what it should have.
+        memory: bytes that the curvature of all sites may take; a mebibyte is always taken.
 
     Raises:
-        OperatorError: the criterion is not convex in the outputs, couples samples, or couples too many outputs.
+        OperatorError: the criterion is not convex in the outputs, couples samples, or couples too many outputs, or the curvature
+            does not fit the memory.
     """
     sites = _Sites(loss, outputs)
+    sites.refuse_beyond(memory)
     roots = _site_roots(loss, outputs, targets, sites)
     passes = roots.shape[1] * roots.shape[3]
     if passes > MANY:
@@ -57,7 +66,7 @@ def curvature_roots(loss: OutputLoss, outputs: Float[Tensor, "b *out"], targets:
 
 
 def sampled_roots(
-    loss: OutputLoss, outputs: Float[Tensor, "b *out"], targets: Any, *, generator: torch.Generator
+    loss: OutputLoss, outputs: Float[Tensor, "b *out"], targets: Any, *, generator: torch.Generator, memory: int
 ) -> Float[Tensor, "b *out"]:
     """One random vector u of the shape of the outputs with E[u_i u_iᵀ] = Λ_i for every sample i.
 
@@ -69,6 +78,7 @@ def sampled_roots(
         outputs: what the model returned.
         targets: what it should have; decides the weights only.
         generator: on the CPU.
+        memory: as for ``curvature_roots``; labels are drawn without the curvature.
 
     Raises:
         OperatorError: as for ``curvature_roots``.
@@ -76,6 +86,7 @@ def sampled_roots(
     sites = _Sites(loss, outputs)
     if isinstance(loss, CrossEntropy):
         return _at_drawn_labels(loss, outputs.detach(), targets, generator)
+    sites.refuse_beyond(memory)
     roots = _site_roots(loss, outputs, targets, sites)
     noise = torch.randn(*roots.shape[:2], roots.shape[3], 1, generator=generator, dtype=torch.float64).to(roots)
     return sites.restore((roots @ noise)[..., 0])
@@ -103,6 +114,21 @@ class _Sites:
             raise OperatorError(
                 f"Expected at most {MOST_COUPLED} outputs that the criterion couples, found {self.shape[2]} at each of "
                 f"{self.shape[1]} sites. Use kind='empirical', kind='mc' with a torch cross-entropy, or GGN(problem)."
+            )
+
+    def refuse_beyond(self, memory: int) -> None:
+        """Raise if the curvature of all sites, a matrix each, does not fit.
+
+        Raises:
+            OperatorError: it does not.
+        """
+        samples, places, entries = self.shape
+        needed = COPIES * 8 * samples * places * entries**2
+        if needed > max(memory, LITTLE):
+            raise OperatorError(
+                f"Expected the curvature in the outputs to fit the memory of the problem, found {needed / 2**20:,.0f} MiB for "
+                f"{samples} samples with {places} sites of {entries} coupled outputs each, above {memory / 2**20:,.0f} MiB. Use "
+                "kind='mc' (of cross-entropy it draws labels, without any curvature), a smaller microbatch=, or raise memory=."
             )
 
     def view(self, tensor: Tensor) -> Float[Tensor, "b s e"]:

@@ -113,11 +113,12 @@ class Pullbacks:
         if self.kind == JACOBIAN:
             yield from _units(outputs)
         elif self.kind == "exact":
-            yield from curvature_roots(loss, outputs, targets)
+            yield from curvature_roots(loss, outputs, targets, memory=self.problem.memory)
         else:
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + chunk.index)
+            memory = self.problem.memory
             for _ in range(self._draws):
-                yield sampled_roots(loss, outputs, targets, generator=generator)
+                yield sampled_roots(loss, outputs, targets, generator=generator, memory=memory)
 
     def _scale(self, weight: float, samples: int) -> float:
         if self.kind == JACOBIAN:
