@@ -271,7 +271,7 @@ class Spectrum(Extremes, Record):
             f"{name} = {with_error(float(self.eigenvalues[index]), float(self.data_stderr[index]), source='data')}, "
             f"residual {float(self.residuals[index]):.1g}"
         ]
-        if np.isfinite(self.split_half):
+        if np.isfinite(self.split_half) and self.which in ("largest", "smallest", "both"):
             free = self.extreme
             readings.append(f"{with_error(free.value, free.stderr, source='data')} without the bias of a sample")
         if self.probes:
