@@ -93,6 +93,7 @@ def test_a_survey_in_which_a_measure_failed_says_which_and_exits_with_1(folder: 
         (("survey", "task:number", "--log", "runs/a"), 2, "returned int, expected a Problem"),
         (("survey", "task:sized", "--log", "runs/a"), 2, "takes arguments, expected a function without any"),
         (("survey", "task:problem", "--log", "runs/a", "--measure", "magic"), 1, "found 'magic'"),
+        (("survey", "task:problem", "--log", "runs/a", "--plan", "dep"), 2, "quick, standard, deep, found 'dep'"),
         (("report", "runs/none"), 1, "runs/none"),
     ],
 )  # fmt: skip

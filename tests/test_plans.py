@@ -124,6 +124,12 @@ def test_a_plan_asks_only_what_a_problem_can_be_asked() -> None:
     assert expected["outliers"].products > 270
 
 
+def test_a_measure_that_returns_no_record_is_an_event() -> None:
+    with pytest.warns(TheodoliteWarning, match="expected a measure to return a Record, found int"):
+        event, norms = survey(BY_NAME["mlp"].problem(), measures=[lambda problem: 3, "gradients"])
+    assert (event.kind, norms.kind) == ("event", "gradients")
+
+
 def test_unknown_measures_are_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ProblemError, match=r"among 'gradients', .*'plane', or functions .* found 'hessian'"):
         survey(BY_NAME["mlp"].problem(), measures=["gradients", "hessian"], log=tmp_path)

@@ -84,7 +84,7 @@ def survey(
     """
     from theodolite.forecasts import load
     from theodolite.plans import FAILED as MEASURE_FAILED
-    from theodolite.plans import chosen, quote
+    from theodolite.plans import PLANS, chosen, quote
     from theodolite.plans import survey as run_survey
     from theodolite.problem.checkpoint import load_checkpoint
     from theodolite.records import Event
@@ -92,6 +92,8 @@ def survey(
     problem = _problem(target)
     if checkpoint is not None:
         load_checkpoint(problem.model, checkpoint)
+    if plan not in PLANS:
+        raise typer.BadParameter(f"expected one of {', '.join(PLANS)}, found {plan!r}", param_hint="--plan")
     asked = tuple(measure) if measure else plan
     names = [each.name for each in chosen(problem, asked)]
     try:

@@ -91,6 +91,8 @@ def spectrum(
         Wu, Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems" (2000).
         Chen, Hallman, "Krylov-aware stochastic trace estimation" (2023).
     """
+    if which not in ("largest", "smallest", "both"):
+        raise OperatorError(f"Expected which to be 'largest', 'smallest' or 'both', found {which!r}.")
     question = Question(
         k=2 * k if which == "both" else k,
         which=which,

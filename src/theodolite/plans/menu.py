@@ -104,6 +104,12 @@ def _spectrum_cost(options: Mapping[str, Any]) -> Cost:
     return _passes(products=found + 8 + pairs + 15 * options["halves"], gradients=1 + options["halves"])
 
 
+def _plane_cost(options: Mapping[str, Any]) -> Cost:
+    """Every cell, or those through which a smooth surface is splined; a rugged one takes more, up to every cell."""
+    cells = options["points"] ** 2
+    return _passes(forwards=cells if options["interpolate"] is None else min(cells, 17 * 17 + 24))
+
+
 MEASURES: Mapping[str, _Named] = {
     "gradients": _Named(gradients, {"gram": False}, _gradients_cost),
     "spectrum": _Named(spectrum, {"k": 5, "which": "both", "probes": 12, "steps": 60, "halves": True}, _spectrum_cost),
@@ -120,7 +126,7 @@ MEASURES: Mapping[str, _Named] = {
     "tuning": _Named(tuning, {"steps": 20}, lambda options: _passes(products=options["steps"], gradients=1)),
     "batch sharpness": _Named(batch_sharpness, {}, lambda options: _passes(products=72, gradients=5)),
     "line": _Named(line, {"points": 41}, lambda options: _passes(forwards=options["points"])),
-    "plane": _Named(plane, {"points": 21}, lambda options: _passes(forwards=options["points"] ** 2)),
+    "plane": _Named(plane, {"points": 21, "interpolate": None}, _plane_cost),
 }
 
 PLANS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {

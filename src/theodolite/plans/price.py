@@ -69,7 +69,7 @@ def quote(problem: Problem, *, measures: str | Sequence[str | Measure] = "standa
         >>> inputs, targets = torch.randn(64, 10), torch.randint(3, (64,))
         >>> problem = Problem(torch.nn.Linear(10, 3), torch.nn.CrossEntropyLoss(), [(inputs, targets)])
         >>> quote(problem, measures=["trace"]).total.products
-        32
+        32.0
     """
     asked = chosen(problem, measures)
     found = prices(problem)

@@ -127,7 +127,10 @@ def _run_all(
 
 def _run(problem: Problem, measurement: Measurement, *, seed: int, store: Path | None, tell: Progress) -> Record:
     try:
-        return measurement(problem, seed=seed, store=store, on_part=tell)
+        record = measurement(problem, seed=seed, store=store, on_part=tell)
+        if not isinstance(record, Record):
+            raise TypeError(f"expected a measure to return a Record, found {type(record).__name__}")
+        return record
     except Exception as error:  # anything, out of memory too: the others may still succeed
         message = f"{measurement.name} failed: {type(error).__name__}: {error}"
         warnings.warn(message, TheodoliteWarning, stacklevel=2)

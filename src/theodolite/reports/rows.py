@@ -103,6 +103,9 @@ def _shape_rows(record: Spectrum) -> tuple[tuple[str, str], ...]:
     rows: list[tuple[str, str]] = []
     if record.which in ("largest", "both") and record.eigenvalues.size:
         rate = record.max_learning_rate
+        if np.isfinite(record.split_half):
+            free = record.sharpness
+            rows.append(("λ₁ without the bias of a sample", number(free.value, free.stderr)))
         rows.append(("largest stable learning rate of gradient descent 2/λ₁", number(rate.value, rate.stderr)))
     if record.which == "both" and record.eigenvalues.size:
         rows.append(("how far from convex, −λₙ/λ₁", number(record.re, digits=3)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,7 +37,19 @@ from theodolite.reports.tables import Table
 from theodolite.reports.wording import count, duration, slug
 
 R = TypeVar("R", bound=Record)
-SHOWN: tuple[type[Record], ...] = (Density, Event, Gradients, Line, Plane, Scalars, Snapshot, Spectrum, Stability, Trace, *TABLES)
+SHOWN: tuple[type[Record], ...] = (
+    Density,
+    Event,
+    Gradients,
+    Line,
+    Plane,
+    Scalars,
+    Snapshot,
+    Spectrum,
+    Stability,
+    Trace,
+    *TABLES,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +180,7 @@ def _detail(records: Sequence[Record]) -> Iterable[Block]:
             yield Block(
                 title=shown.title,
                 figure=None,
-                tables=(shown,),
+                tables=(replace(shown, title=""),),
                 origin=(_origin(record),),
                 notes=_notes([record]),
             )
@@ -179,7 +191,7 @@ def _others(records: Sequence[Record]) -> Iterable[Block]:
     left = [record for record in records if not isinstance(record, SHOWN)]
     if left:
         rows = tuple((r.kind, "—" if r.step is None else f"{r.step:,}", "; ".join(r.summary())) for r in left)
-        table = Table(title="Readings in a line each", columns=("reading", "step", "says"), rows=rows, words=3)
+        table = Table(title="", columns=("reading", "step", "says"), rows=rows, words=3)
         yield Block(title="Other readings", figure=None, tables=(table,), origin=(), notes=_notes(left))
 
 
