@@ -179,3 +179,15 @@ def test_a_record_without_rows_has_nothing_to_say() -> None:
     assert math.isnan(empty.coherence)
     assert empty.sharpness == 0
     assert empty.interactions.shape == (0, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_sure_predictions_are_not_taken_for_a_criterion_that_curves_downwards(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3, dtype=dtype)
+    with torch.no_grad():
+        model.weight.copy_(torch.cat([8 * torch.eye(3), torch.zeros(3, 3)], dim=1))
+    targets = torch.arange(24) % 3
+    inputs = torch.nn.functional.one_hot(targets, 6).to(dtype) * 3 + 0.1 * torch.randn(24, 6, dtype=dtype)
+    found = coherence(Problem(model, nn.CrossEntropyLoss(), [(inputs, targets)]))
+    assert 0 <= found.sharpness < 1e-3

@@ -24,6 +24,7 @@ COPIES = 4
 LITTLE = 2**20
 # Backward passes that are worth a warning.
 MANY = 1024
+SATURATING = (CrossEntropy, BinaryCrossEntropy)
 
 
 def curvature_roots(
@@ -155,7 +156,9 @@ def _site_roots(loss: OutputLoss, outputs: Tensor, targets: Any, sites: _Sites) 
     values, vectors = torch.linalg.eigh(((curvature + curvature.mT) / 2).double())
     largest = float(values.abs().max())
     rounding = ROUNDING * torch.finfo(outputs.dtype).eps * largest
-    if float(values.min()) < -rounding:
+    # p − p² of a sure prediction cancels to rounding of p itself, which may exceed all that is left of the curvature.
+    cancelled = ROUNDING * torch.finfo(outputs.dtype).eps if isinstance(loss, SATURATING) else 0.0
+    if float(values.min()) < -max(rounding, cancelled):
         raise OperatorError(
             f"Expected a criterion that is convex in the outputs, found the eigenvalue {float(values.min()):.3g} of its "
             f"curvature beside {largest:.3g}. Its GGN is no sum of squares: use GGN(problem), or kind='empirical'."
