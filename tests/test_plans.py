@@ -115,6 +115,7 @@ def test_a_plan_asks_only_what_a_problem_can_be_asked() -> None:
     coupled = Problem(model, nn.CrossEntropyLoss(), batches, mode="train")
     spectrum_alone, _ = chosen(coupled, "deep")[1:3]
     assert spectrum_alone.options["halves"] is False
+    assert "batch sharpness" not in {each.name for each in chosen(coupled, "deep")}
     assert chosen(coupled.replace(mode="eval"), "deep")[1].options["halves"] is True
     many = Problem(
         nn.Linear(5, 30).double(), nn.CrossEntropyLoss(), [(torch.randn(60, 5).double(), torch.arange(60) % 30)]
@@ -124,7 +125,7 @@ def test_a_plan_asks_only_what_a_problem_can_be_asked() -> None:
     assert expected["outliers"].products > 270
 
 
-def test_a_measure_that_returns_no_record_is_an_event() -> None:
+def test_a_measure_that_returns_no_record_is_an_event(unchecked: None) -> None:
     with pytest.warns(TheodoliteWarning, match="expected a measure to return a Record, found int"):
         event, norms = survey(BY_NAME["mlp"].problem(), measures=[lambda problem: 3, "gradients"])
     assert (event.kind, norms.kind) == ("event", "gradients")

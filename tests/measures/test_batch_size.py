@@ -157,3 +157,10 @@ def test_errors_of_the_law_have_two_degrees_less_than_sizes() -> None:
     found = record([25, 50, 100, 200], 1 + 1 / np.array([[25, 26, 27], [50, 51, 49], [100, 97, 99], [200, 210, 190]]))
     estimates = [*found.law, found.predicted(50), found.max_learning_rate(50), found.critical_size]
     assert [each.degrees for each in estimates] == [2] * 5
+
+
+def test_coupled_samples_are_refused() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    problem = Problem(model, torch.nn.CrossEntropyLoss(), [(torch.randn(32, 4), torch.randint(3, (32,)))], mode="train")
+    with pytest.raises(ProblemError, match=r"found them coupled.*mode='train'. Use mode='eval'"):
+        batch_sharpness(problem, sizes=(4, 8, 16))

@@ -51,12 +51,13 @@ def funm_multiply(
     max_products: int | None = None,
     memory: int = 4 * 2**30,
 ) -> FunctionProduct:
-    """f(A) v for a symmetric A: the square root, its inverse, the exponential, the sign, a projector on a half-line.
+    """f(A) v for a symmetric A and an f without jumps on its spectrum: the square root, its inverse, the exponential.
 
     The approximation ‖v‖ Qᵀ f(T) e₁ from a Krylov space is the best up to a factor of 2 that polynomials of its degree allow.
     Its error is estimated from the last two differences between approximations a fifth of the steps apart, as if they fell
     geometrically; it is no less than what f does with Ritz values moved by rounding, below which the iteration stops. Where
-    the Krylov space closes they are moved by their residuals.
+    the Krylov space closes they are moved by their residuals. A jump, as of the sign or of a projector on a half-line, is not
+    seen while no Ritz value lies beyond it, and neither error nor convergence can be trusted then.
 
     Cost: one product a step; steps grow with √(condition number) for inverse roots and with √(spectral range) for the
     exponential. All steps' vectors are kept.

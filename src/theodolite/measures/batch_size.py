@@ -50,7 +50,8 @@ def batch_sharpness(
         A record; eigenvalues that did not converge are marked.
 
     Raises:
-        ProblemError: there are fewer than three sizes, sizes that are not below N, fewer than two batches, or another operator.
+        ProblemError: there are fewer than three sizes, sizes that are not below N, fewer than two batches, another operator,
+            or samples that are coupled.
 
     Example:
         >>> import torch
@@ -66,6 +67,11 @@ def batch_sharpness(
     """
     started = time.perf_counter()
     refuse_covariance(operator)
+    if problem.coupled:
+        raise ProblemError(
+            "Expected a problem whose samples can be drawn into batches of any size, found them coupled, by BatchNorm on batch "
+            f"statistics or by the criterion, with mode={problem.mode!r}. Use mode='eval'."
+        )
     sizes = _checked(problem, sizes, batches)
     H = operator_of(problem, operator)
     found = lanczos(H, k=1, tol=tol, seed=seed, max_products=max_products, memory=problem.memory)

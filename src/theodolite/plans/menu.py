@@ -183,6 +183,8 @@ def _of_plan(problem: Problem, plan: Mapping[str, Mapping[str, Any]]) -> Iterato
             yield replace(by_name(name, **options), expected=expected + _passes(gradients=1, forwards=2))
         elif name == "spectrum" and not _can_be_halved(problem):
             yield by_name(name, **{**options, "halves": False})
+        elif name == "batch sharpness" and problem.coupled:
+            continue
         elif classes or name not in OF_CLASSES:
             yield by_name(name, **options)
 
