@@ -30,22 +30,22 @@ def same(one: Plane, other: Plane) -> bool:
     return one.losses.tobytes() == other.losses.tobytes() and one.stderrs.tobytes() == other.stderrs.tobytes()
 
 
-@pytest.mark.parametrize("interpolate", [None, 0.05])
-def test_an_interrupted_plane_resumes_to_the_same_bytes(tmp_path: Path, interpolate: float | None) -> None:
+@pytest.mark.parametrize(("interpolate", "points"), [(None, 11), (0.05, 19)])
+def test_an_interrupted_plane_resumes_to_the_same_bytes(tmp_path: Path, interpolate: float | None, points: int) -> None:
     def stop(done: int, total: int) -> None:
         if done == total // 2:
             raise KeyboardInterrupt
 
     problem = BY_NAME["mlp"].problem()
     with pytest.raises(KeyboardInterrupt):
-        plane(problem, points=21, interpolate=interpolate, store=tmp_path, on_point=stop)
+        plane(problem, points=points, interpolate=interpolate, store=tmp_path, on_point=stop)
     (file,) = tmp_path.iterdir()
     taken = len(file.read_text().splitlines())
     assert taken > 50
-    resumed = plane(problem, points=21, interpolate=interpolate, store=tmp_path)
-    assert same(resumed, plane(problem, points=21, interpolate=interpolate))
+    resumed = plane(problem, points=points, interpolate=interpolate, store=tmp_path)
+    assert same(resumed, plane(problem, points=points, interpolate=interpolate))
     again = len(file.read_text().splitlines())
-    assert same(plane(problem, points=21, interpolate=interpolate, store=tmp_path), resumed)
+    assert same(plane(problem, points=points, interpolate=interpolate, store=tmp_path), resumed)
     assert len(file.read_text().splitlines()) == again  # nothing was read twice
 
 
