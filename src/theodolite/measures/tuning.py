@@ -67,7 +67,7 @@ def tuning(
         )
     H = operator_of(problem, operator)
     # A tolerance of rounding: all steps are taken, which the smallest Ritz value needs.
-    run = lanczos(H, k=1, tol=1e-15, seed=seed, max_products=min(steps, problem.n), memory=problem.memory)
+    run = lanczos(H, k=1, tol=1e-18, seed=seed, max_products=min(steps, problem.n), memory=problem.memory)
     nodes, largest = run.nodes, float(run.values[0])
     largest += float(run.residuals[0]) * max(abs(largest), 1e-3 * run.radius)
     # A null space leaves Ritz values of the size of rounding, which are no curvature.
