@@ -21,9 +21,9 @@ from theodolite.records import Log
 log = Log(sys.argv[1])
 child = os.fork()
 if child == 0:
+    print(os.getpid(), flush=True)  # by the child: what it does after a fork is done
     time.sleep(60)
     os._exit(0)
-print(child, flush=True)
 time.sleep(60)
 """
 
