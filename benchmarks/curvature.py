@@ -25,6 +25,7 @@ from surveys import (
     Question,
     all_fisher_eigenvalues,
     attention,
+    fisher_case,
     inverse_products,
     surveys,
     top_fives,
@@ -147,7 +148,7 @@ def _show(console: Console, title: str, rows: list[Row]) -> None:
 
 def _show_counts(console: Console, case: Case) -> None:
     """The questions that are answered by a count, on the MLP."""
-    costs = {who: _timed(answer, case)[1] for who, answer in all_fisher_eigenvalues().items()}
+    costs = {who: _timed(answer, fisher_case())[1] for who, answer in all_fisher_eigenvalues().items()}
     said = {
         "gradients for eigenvalues of the empirical Fisher of 256 samples": costs,
         "products for an inverse product to 1e-3": inverse_products(case),

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import Case
+from models import Case, mlp
 from race import math_attention
 from torch import Tensor
 
@@ -265,20 +265,21 @@ def trace_products(case: Case) -> dict[str, float]:
     }
 
 
+def fisher_case() -> Case:
+    """784-512-512-10 on 256 random inputs: 669,706 parameters."""
+    model, criterion, ((inputs, targets),) = mlp()
+    return model.eval(), criterion, [(inputs[:256], targets[:256])]
+
+
 def all_fisher_eigenvalues() -> dict[str, Callable[[Case], object]]:
     """All 256 from the Gram matrix of the gradients, and the ten largest by ARPACK on curvlinops' operator."""
     return {"theodolite, all": _our_fisher, "curvlinops, ten": _curvlinops_fisher}
 
 
 def _our_fisher(case: Case) -> object:
-    return fisher_spectrum(th.Problem(*_first_256(case)), kind="empirical")
+    return fisher_spectrum(th.Problem(*case), kind="empirical")
 
 
 def _curvlinops_fisher(case: Case) -> object:
-    A, calls = _curvlinops(_first_256(case), "EFLinearOperator")
+    A, calls = _curvlinops(case, "EFLinearOperator")
     return _eigsh(A, calls, PAIRS, TOL)
-
-
-def _first_256(case: Case) -> Case:
-    model, criterion, batches = case
-    return model, criterion, batches[:1]
