@@ -173,8 +173,9 @@ def test_muon_equals_a_dense_kronecker_construction() -> None:
         where = problem.layout.slices[name]
         if parameter.dim() != 2:
             state = made[1].state[parameter]
-            second = state["exp_avg_sq"].sqrt() / (1 - 0.999 ** float(state["step"])) ** 0.5 + 1e-8
-            P_inverse[where, where] = torch.diag(1 / (second * (1 - 0.9 ** float(state["step"]))))
+            step = float(state["step"]) + 1
+            second = state["exp_avg_sq"].sqrt() / (1 - 0.999**step) ** 0.5 + 1e-8
+            P_inverse[where, where] = torch.diag(1 / (second * (1 - 0.9**step)))
             continue
         M = made[0].state[parameter]["momentum_buffer"]
         rows, columns = M.shape

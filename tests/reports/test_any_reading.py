@@ -64,7 +64,7 @@ def test_every_reading_is_described_and_worded(readings):
             json.dumps(specification(figure), allow_nan=False)
             for panel in figure.panels:
                 assert np.isfinite([*panel.x.limits, *panel.y.limits]).all()
-        assert sum(len(block.tables) for section in sections(records) for block in section.blocks) == 6
+        assert sum(len(block.tables) for section in sections(records) for block in section.blocks) == 7
         costs_table(records)
 
 

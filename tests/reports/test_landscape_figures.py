@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -39,6 +39,7 @@ def test_masked_cells_are_those_not_finite_or_above_the_cap_and_counted(losses):
 
 
 @given(cells)
+@example(np.pad([[5e-324]], ((0, 5), (0, 4))))
 def test_every_shown_loss_lies_strictly_within_the_levels(losses):
     (contour,) = marks(plane(of(losses)), Contour)
     shown = contour.z[~contour.masked]

@@ -144,7 +144,8 @@ class Spectrum(Extremes, Record):
         sharpness = self.sharpness
         if sharpness.value <= 0:
             return Estimate(float("inf"), float("nan"))
-        return Estimate(2 / sharpness.value, 2 * sharpness.stderr / sharpness.value**2, sharpness.degrees)
+        rate = 2 / sharpness.value
+        return Estimate(rate, rate * sharpness.stderr / sharpness.value, sharpness.degrees)
 
     def Kh(self, n: float = 0.5) -> Estimate:
         """LLA's Khₙ from the Krylov run of the eigenpairs, one probe of ``len(krylov_nodes)`` steps, with which it grows.

@@ -86,8 +86,9 @@ def _levels(losses: Float[np.ndarray, " m"]) -> tuple[Literal["linear", "log"], 
     low, high = float(losses.min()), float(losses.max())
     if low > 0 and high >= 10 * low:
         return "log", np.geomspace(low * (1 - EDGE), high * (1 + EDGE), 17)
-    if high <= low:
-        room = 0.5 * abs(low) or 0.5
+    size = max(abs(low), abs(high))
+    if high - low < 100 * np.spacing(size):  # flat: no 17 numbers lie between
+        room = 0.5 * size if size > 1e-300 else 0.5
         low, high = low - room, high + room
     room = EDGE * (high - low)
     return "linear", np.linspace(low - room, high + room, 17)
