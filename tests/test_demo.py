@@ -14,7 +14,7 @@ from theodolite.errors import LogError
 from theodolite.forecasts import load
 from theodolite.measures import spectrum
 from theodolite.problem import Problem
-from theodolite.records import Density, Gradients, Log, Plane, Snapshot, Spectrum, Stability, Trace
+from theodolite.records import Gradients, Log, Plane, Snapshot, Spectrum, Stability
 
 
 def test_the_network_and_its_data_are_those_of_the_benchmarks() -> None:
@@ -49,7 +49,7 @@ def test_the_page_says_when_the_sharpness_crossed_before_the_loss_left_its_range
     assert f"The sharpness crossed the stability bound at step {worst.step}" in text
     for name in ("stable", "diverging"):
         run = load(tmp_path / name)
-        for kind in (Stability, Gradients, Spectrum, Trace, Density):
+        for kind in (Stability, Gradients, Spectrum):
             assert run.last(kind) is not None
         assert [plane.name for plane in run.select(Plane)] == ["filter", "trajectory"]
     stable = load(tmp_path / "stable").select(Stability)
