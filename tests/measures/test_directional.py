@@ -16,7 +16,7 @@ from measures.quadratics import Vector, quadratic, symmetric
 from records.published_jackknife import published
 from theodolite.errors import NonFiniteError, ProblemError
 from theodolite.measures.directional import directional
-from theodolite.measures.updates import next_update
+from theodolite.operators.updates import next_update
 from theodolite.problem import Problem
 
 all_families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

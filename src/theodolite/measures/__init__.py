@@ -20,7 +20,7 @@ from theodolite.measures.stability import stability
 from theodolite.measures.tracking import track
 from theodolite.measures.transfer import transfer
 from theodolite.measures.tuning import tuning
-from theodolite.measures.updates import next_update
+from theodolite.operators.updates import next_update
 
 __all__ = [
     "alignment",

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from theodolite.measures import curvature
 from theodolite.measures.outliers import top_vectors
 from theodolite.measures.subject import OperatorName, context_of, operator_of
-from theodolite.measures.updates import next_update
 from theodolite.measures.verification import refuse_elsewhere
+from theodolite.operators.updates import next_update
 from theodolite.problem import Problem
 from theodolite.records import Alignment, Cost, Spectrum
 from theodolite.records.jackknife import jackknife_stderr

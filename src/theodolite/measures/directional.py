@@ -16,8 +16,8 @@ from torch.optim import Optimizer
 from theodolite.errors import NonFiniteError, ProblemError
 from theodolite.measures.excursions import ChunkMeans, gradient_at, loss_at
 from theodolite.measures.subject import context_of
-from theodolite.measures.updates import next_update
 from theodolite.operators import Hessian
+from theodolite.operators.updates import next_update
 from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
 from theodolite.problem.problem import non_finite_loss
