@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 # Idle threads sleep instead of spinning: on a busy machine spinning slows small operations down a hundredfold.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow check docs bench clean
+.PHONY: demo test slow check docs docs-losses bench bench-curvature bench-gradients bench-landscapes bench-losses clean
 
 demo: .venv/demo  ## train, survey and report on real data; ends with runs/demo/report.html
 	$(BIN)/theodolite demo --out runs/demo
@@ -27,6 +27,23 @@ docs: .venv/dev  ## run every example in the README, the docs and the docstrings
 
 bench: .venv-bench/ready  ## cost of one curvature product, beside the peers
 	.venv-bench/bin/python benchmarks/hvp.py --threads 1
+
+bench-curvature: .venv-bench/ready  ## whole curvature questions, beside the peers; tens of minutes
+	.venv-bench/bin/python benchmarks/curvature.py
+
+bench-gradients: .venv-bench/ready  ## the Gram matrix of per-sample gradients, beside the peers
+	.venv-bench/bin/python benchmarks/gradients.py
+
+bench-landscapes: .venv-bench/ready  ## planes, beside the peers
+	.venv-bench/bin/python benchmarks/landscapes.py
+
+bench-losses: .venv-bench/ready  ## losses, beside torch and the peers: time, then memory
+	.venv-bench/bin/python benchmarks/losses.py time
+	.venv-bench/bin/python benchmarks/losses.py memory
+
+docs-losses: .venv/dev  ## measure and draw the pages of the losses again; minutes
+	$(BIN)/python benchmarks/losses.py page
+	$(BIN)/python benchmarks/losses.py pictures
 
 clean:
 	rm -rf .venv .venv-bench runs build dist

@@ -177,13 +177,7 @@ def _detail(records: Sequence[Record]) -> Iterable[Block]:
     for kind, table in TABLES.items():
         for record in _last(records, kind, lambda r: slug(str(getattr(r, "name", r.kind)))):
             shown = table(record)
-            yield Block(
-                title=shown.title,
-                figure=None,
-                tables=(replace(shown, title=""),),
-                origin=(_origin(record),),
-                notes=_notes([record]),
-            )
+            yield _block(shown.title, None, (replace(shown, title=""),), [record])
 
 
 def _others(records: Sequence[Record]) -> Iterable[Block]:
