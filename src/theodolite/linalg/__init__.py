@@ -3,7 +3,7 @@
 from theodolite.linalg.bands import Share, cumulative, mass
 from theodolite.linalg.block_lanczos import block_lanczos
 from theodolite.linalg.blocks import BlockDiagonal
-from theodolite.linalg.cg import Solution, cg
+from theodolite.linalg.cg import cg
 from theodolite.linalg.composites import Compression, Product, Scaled, Submatrix, Sum
 from theodolite.linalg.decomposition import Decomposition, decompose
 from theodolite.linalg.diagonal import DiagonalEstimate, diagonal, xdiag
@@ -17,6 +17,7 @@ from theodolite.linalg.missing import Deflated, misses_eigenvalues
 from theodolite.linalg.operator import LinearOperator
 from theodolite.linalg.preconditioners import SpectralPreconditioner, deflating, nystrom
 from theodolite.linalg.quadrature import Quadrature, slq
+from theodolite.linalg.solution import Solution
 from theodolite.linalg.structured import Congruence, Dense, Diagonal, Identity
 from theodolite.linalg.trace import TraceEstimate, hutchinson, hutchpp
 from theodolite.linalg.xtrace import xnystrace, xtrace

@@ -49,6 +49,9 @@ class Decomposition:
     quadrature: Quadrature | None
     products: int
 
+    def __repr__(self) -> str:
+        return f"<Decomposition: {self.pairs!r}, {self.trace!r}, {self.products} products>"
+
     @property
     def frobenius(self) -> tuple[float, float]:
         """‖A‖_F and its standard error, to first order."""

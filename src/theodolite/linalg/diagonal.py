@@ -39,6 +39,10 @@ class DiagonalEstimate:
     degrees: int | None
     products: int
 
+    def __repr__(self) -> str:
+        errors = f"standard errors ≤ {float(self.stderr.max()):.2g}"
+        return f"<DiagonalEstimate: {len(self.value)} entries, {errors}, {self.products} products>"
+
 
 def diagonal(
     A: LinearOperator, *, probes: int, seed: int = 0, deflate: Eigenpairs | None = None, memory: int = 2**30

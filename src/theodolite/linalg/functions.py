@@ -41,6 +41,10 @@ class FunctionProduct:
     converged: bool
     products: int
 
+    def __repr__(self) -> str:
+        converged = "converged" if self.converged else "not converged"
+        return f"<FunctionProduct: {len(self.x)}, error {self.error:.3g}, {converged}, {self.products} products>"
+
 
 def funm_multiply(
     A: LinearOperator,

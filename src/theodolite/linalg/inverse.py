@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import NotConvergedWarning, OperatorError
-from theodolite.linalg.cg import Solution, cg
+from theodolite.linalg.cg import cg
 from theodolite.linalg.minres import minres
 from theodolite.linalg.operator import LinearOperator
+from theodolite.linalg.solution import Solution
 
 Solver = Literal["cg", "minres"]
 SOLVERS = {"cg": cg, "minres": minres}

@@ -46,6 +46,12 @@ class Eigenpairs:
     nodes: Float[Tensor, " s"]
     weights: Float[Tensor, " s"]
 
+    def __repr__(self) -> str:
+        k, n = self.vectors.shape
+        ends = f"{float(self.values[0]):.6g} to {float(self.values[-1]):.6g}"
+        good = f"residuals ≤ {float(self.residuals.max()):.3g}, {int(self.converged.sum())} of {k} converged"
+        return f"<Eigenpairs: {k} of size {n}, λ from {ends}, {good}, {self.products} products>"
+
 
 def lanczos(
     A: LinearOperator,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -12,8 +11,10 @@ from torch import Tensor
 from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
 from theodolite.linalg.basis import NOISE
-from theodolite.linalg.cg import LEAST_GAIN, Solution, product_limit, refuse_misfits
 from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.solution import Run, Solution, solve
+
+SCALARS = ("c", "s", "d_bar", "epsilon", "phi", "beta", "beta_before", "size")
 
 
 def minres(
@@ -60,63 +61,21 @@ def minres(
     References:
         Paige, Saunders (1975), Solution of sparse indefinite systems of linear equations.
     """
-    refuse_misfits(A, b, tol=tol, x0=x0, preconditioner=preconditioner)
-    columns = b.shape[1] if b.ndim == 2 else 1
-    limit = product_limit(columns, max_products)
-    norms = vectors.norm(b).reshape(1, columns)
-    scale = torch.where(norms > 0, norms, 1.0).to(b)
-    B = b.reshape(-1, columns) / scale
-    X = torch.zeros_like(B) if x0 is None else torch.where(norms > 0, x0.reshape(-1, columns), 0.0) / scale
-    run = _Run(A, B, X, is_zero=x0 is None, tol=tol, preconditioner=preconditioner)
-    while run.active and run.products + 2 * len(run.active) <= limit:
-        run.step()
-    run.end(run.active, "not converged when the products were spent")
-    shape = b.shape[1:]
-    return Solution(
-        x=(run.X * scale).reshape(b.shape),
-        residual=run.residual.reshape(shape),
-        residuals=torch.stack(run.history).reshape(-1, *shape),
-        converged=(run.residual <= tol).reshape(shape),
-        negative_curvature=run.negative.reshape(shape),
-        products=run.products,
-        message="; ".join(f"column {i}: {fate}" if columns > 1 else fate for i, fate in enumerate(run.fates)),
-    )
+    return solve(_Run, A, b, tol=tol, max_products=max_products, x0=x0, preconditioner=preconditioner)
 
 
 @final
-class _Run:
-    """A block of MINRES runs that share products; a column that ends drops out.
+class _Run(Run):
+    """Minimal residuals; scalars of the recursion are float64 rows of ``_s``, one column for each right-hand side."""
 
-    Scalars of the recursion are float64 rows of ``_s``, one column for each right-hand side.
-    """
-
-    def __init__(
-        self,
-        A: LinearOperator,
-        B: Float[Tensor, "n k"],
-        X: Float[Tensor, "n k"],
-        *,
-        is_zero: bool,
-        tol: float,
-        preconditioner: LinearOperator | None,
-    ) -> None:
-        columns = B.shape[1]
-        self._A, self._B, self._tol, self._M = A, B, tol, preconditioner
-        self.X, self.products = X.clone(), 0
-        self.active, self.fates = list(range(columns)), [""] * columns
-        self.negative = torch.zeros(columns, dtype=torch.bool)
-        self.residual = vectors.norm(B).cpu()
-        self._R = B.clone()
-        self._last_true = torch.full((columns,), math.inf, dtype=torch.float64)
+    def __init__(self, A: LinearOperator, B: Float[Tensor, "n k"], **options: Any) -> None:
+        super().__init__(A, B, **options)
         # Lanczos vectors before scaling, and M times the last.
         self._old, self._new, self._y = (torch.zeros_like(B) for _ in range(3))
         self._w, self._w_before = torch.zeros_like(B), torch.zeros_like(B)
-        self._s = {name: torch.zeros(columns, dtype=torch.float64, device=B.device) for name in _SCALARS}
-        self._judge(self.active, is_true=is_zero)
-        self.history = [self.residual.clone()]
+        self._s = {name: torch.zeros(B.shape[1], dtype=torch.float64, device=B.device) for name in SCALARS}
 
     def step(self) -> None:
-        """One step of every active column."""
         on, s = self.active, {name: row[self.active] for name, row in self._s.items()}
         v = self._y[:, on] / s["beta"].to(self._y)
         y = finite_product(self._A, v, before=self.products)
@@ -145,38 +104,12 @@ class _Run:
         # The residual itself, because with a preconditioner φ is its length in another norm.
         self._R[:, on] = (sine**2).to(w) * self._R[:, on] - _ratio(phi * c, beta).to(w) * y
         self._store(on, c=c, s=sine, d_bar=d_bar, epsilon=epsilon, phi=phi, beta=beta, beta_before=s["beta"], size=size)
-        self.residual[on] = vectors.norm(self._R[:, on]).cpu()
+        self._moved(on)
         ended = ((beta == 0) | (gamma == 0)).cpu()
-        self._judge(
-            [i for i, closed in zip(on, ended.tolist(), strict=True) if closed or self.residual[i] <= self._tol]
-        )
-        self.history.append(self.residual.clone())
+        self.judge([i for i, closed in zip(on, ended.tolist(), strict=True) if closed or self.residual[i] <= self._tol])
+        self.note()
 
-    def end(self, columns: list[int], fate: str) -> None:
-        """Columns that stop, with their true residual."""
-        self._make_true([i for i in columns if self.residual[i] != self._last_true[i]])
-        for i in columns:
-            self.fates[i] = f"{fate}: relative residual {float(self.residual[i]):.3g}"
-        self.active = [i for i in self.active if i not in columns]
-
-    def _judge(self, columns: list[int], *, is_true: bool = False) -> None:
-        """End columns whose true residual is small, or no longer falls; start the others afresh from it."""
-        if not columns:
-            return
-        if not is_true:
-            self._make_true(columns)
-        for i in columns:
-            stuck = self.residual[i] > LEAST_GAIN * self._last_true[i]
-            self._last_true[i] = self.residual[i]
-            if self.residual[i] <= self._tol:
-                self.end([i], "converged")
-            elif stuck:
-                self.end([i], "stagnated, rounding or a singular operator allows no smaller residual here")
-        fresh = [i for i in columns if i in self.active]
-        if fresh:
-            self._begin(fresh)
-
-    def _begin(self, columns: list[int]) -> None:
+    def _restart(self, columns: list[int]) -> None:
         R = self._R[:, columns]
         self._y[:, columns], beta = self._preconditioned(R)
         for block in (self._old, self._w, self._w_before):
@@ -189,30 +122,19 @@ class _Run:
 
     def _preconditioned(self, R: Float[Tensor, "n a"]) -> tuple[Float[Tensor, "n a"], Float[Tensor, " a"]]:
         """M R, and the lengths of R in the norm of M."""
-        if self._M is None:
+        if self._preconditioner is None:
             return R, vectors.norm(R)
-        MR = self._M @ R
+        MR = self._preconditioner @ R
         squares = vectors.dot(R, MR).double()
         if bool((squares < 0).any()):
             raise OperatorError(
-                f"The preconditioner M is positive definite, {self._M!r} has rᵀMr = {float(squares.min()):.3g}."
+                f"The preconditioner M is positive definite, {self._preconditioner!r} has rᵀMr = {float(squares.min()):.3g}."
             )
         return MR, squares.sqrt()
-
-    def _make_true(self, columns: list[int]) -> None:
-        if columns:
-            self._R[:, columns] = self._B[:, columns] - finite_product(
-                self._A, self.X[:, columns], before=self.products
-            )
-            self.products += len(columns)
-            self.residual[columns] = vectors.norm(self._R[:, columns]).cpu()
 
     def _store(self, columns: list[int], **scalars: Float[Tensor, " a"]) -> None:
         for name, row in scalars.items():
             self._s[name][columns] = row
-
-
-_SCALARS = ("c", "s", "d_bar", "epsilon", "phi", "beta", "beta_before", "size")
 
 
 def _ratio(numerator: Float[Tensor, " a"], denominator: Float[Tensor, " a"]) -> Float[Tensor, " a"]:

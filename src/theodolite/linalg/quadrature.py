@@ -54,6 +54,11 @@ class Quadrature:
     coarse_nodes: Float[Tensor, "m h"] | None = None
     coarse_weights: Float[Tensor, "m h"] | None = None
 
+    def __repr__(self) -> str:
+        rules, steps = self.nodes.shape
+        known = f"{len(self.known)} of {self.size} eigenvalues known"
+        return f"<Quadrature: {rules} rules of {steps} nodes, {known}, {self.products} products>"
+
     @property
     def unknown(self) -> int:
         """Number of eigenvalues that the rules stand for."""

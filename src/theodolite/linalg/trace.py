@@ -43,6 +43,11 @@ class TraceEstimate:
     parts: Float[Tensor, " L"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     part_stderrs: Float[Tensor, " L"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
 
+    def __repr__(self) -> str:
+        count = len(self.parts)
+        parts = f", {count} part{'s' * (count > 1)}" if count else ""
+        return f"<TraceEstimate: {self.value:.6g} ± {self.stderr:.2g}{parts}, {self.products} products>"
+
     @property
     def degrees(self) -> int | None:
         """Degrees of freedom of the standard errors, None where they are exact."""
