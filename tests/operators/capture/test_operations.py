@@ -114,6 +114,18 @@ def inplace(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return h.relu_()
 
 
+def packed(inner: nn.Module, x: Tensor) -> Tensor:
+    lengths = [x.shape[1]] * len(x)
+    _, last = inner(nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True))
+    return last[0]
+
+
+def parted(x: Tensor, w: Tensor) -> Tensor:
+    """Linear in each sample, through a sum over the samples before it."""
+    sums = F.linear(x.cumsum(0), w)
+    return sums - torch.cat([torch.zeros_like(sums[:1]), sums[:-1]])
+
+
 tokens = (5, 6)
 image = (2, 6, 6)
 
@@ -190,6 +202,9 @@ EXACTLY: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 BY_FALLBACK: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "custom function": (lambda: Function(lambda x, w: Double.apply(x, w), w=(3, 6)), tokens),
     "in-place product": (lambda: Function(lambda x, w, g: F.linear(x, w).mul_(g), w=(3, 6), g=(3,)), tokens),
+    "several outputs": (lambda: Function(lambda x, w: x * torch.broadcast_tensors(x, w)[1], w=(6,)), tokens),
+    "packed sequences": (lambda: Wrapped(nn.GRU(6, 4, batch_first=True), packed), tokens),
+    "samples that part again": (lambda: Function(parted, w=(3, 6)), (6,)),
 }
 
 
