@@ -1,6 +1,7 @@
 """Where the model meets linear algebra: Hessian, GGN, Fisher, covariance, Jacobian and what is made of them as operators."""
 
 from theodolite.operators.certificate import Certificate
+from theodolite.operators.count_sketch import CountSketch
 from theodolite.operators.covariance import GradientCovariance
 from theodolite.operators.diagonal import GGNBlocks, GGNDiagonal, ggn_diagonal
 from theodolite.operators.fisher import Fisher
@@ -24,6 +25,7 @@ __all__ = [
     "MFAC",
     "NTK",
     "Certificate",
+    "CountSketch",
     "Fisher",
     "GGNBlocks",
     "GGNDiagonal",
