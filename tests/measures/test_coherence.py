@@ -13,6 +13,7 @@ from torch import nn
 
 from families import BY_NAME
 from theodolite.errors import OperatorError, ProblemError
+from theodolite.measures import gradients, spectrum
 from theodolite.measures.coherence import coherence
 from theodolite.operators import GGN
 from theodolite.problem import Problem
@@ -191,3 +192,15 @@ def test_sure_predictions_are_not_taken_for_a_criterion_that_curves_downwards(dt
     inputs = torch.nn.functional.one_hot(targets, 6).to(dtype) * 3 + 0.1 * torch.randn(24, 6, dtype=dtype)
     found = coherence(Problem(model, nn.CrossEntropyLoss(), [(inputs, targets)]))
     assert 0 <= found.sharpness < 1e-3
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp-squared"])
+def test_the_error_of_the_sharpness_is_the_jackknife_over_samples(name: str) -> None:
+    problem = BY_NAME[name].problem()
+    found = coherence(problem)
+    exact = spectrum(problem.replace(microbatch=1), operator="ggn", k=1, tol=1e-9)
+    assert found.sharpness_estimate.value == pytest.approx(exact.max, rel=1e-9)
+    assert found.sharpness_estimate.stderr == pytest.approx(float(exact.data_stderr[0]), rel=1e-6)
+    assert found.sharpness_estimate.degrees == found.samples - 1
+    assert found.loss_stderr == pytest.approx(gradients(problem).loss_stderr, rel=1e-9)
+    assert "(of these samples)" in repr(found)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from measures.quadratics import Vector, quadratic, symmetric
 from theodolite.errors import NotConvergedWarning, ProblemError
+from theodolite.measures import gradients, spectrum
 from theodolite.measures.flow_sharpness import flow_sharpness, scalar_flow_sharpness
 from theodolite.problem import Problem
 
@@ -100,3 +101,19 @@ def test_the_sharpness_is_the_largest_eigenvalue_where_a_negative_one_is_stronge
     assert found.sharpnesses[0] == pytest.approx(1.0, rel=1e-3)
     assert found.sharpness == pytest.approx(10.0, rel=1e-3)
     assert found.sharpening == pytest.approx(10.0, rel=1e-2)
+
+
+def test_errors_from_the_data_are_those_of_the_readings_at_their_points() -> None:
+    torch.manual_seed(1)
+    inputs, targets = torch.randn(40, 3, dtype=torch.float64), torch.randn(40, 1, dtype=torch.float64)
+    model = nn.Linear(3, 1).double()
+    problem = Problem(model, nn.MSELoss(), list(zip(inputs.split(10), targets.split(10), strict=True)))
+    found = flow_sharpness(problem, tol=1e-3, sharpness_tol=1e-8)
+    assert found.loss_stderrs is not None
+    assert found.sharpness_stderrs is not None
+    assert found.loss_stderrs[0] == pytest.approx(gradients(problem).loss_stderr, rel=1e-9)
+    exact = float(spectrum(problem, k=1, tol=1e-8).data_stderr[0])
+    assert found.sharpness_stderrs[[0, -1]] == pytest.approx([exact, exact], rel=1e-6)  # a quadratic: H is the same
+    assert found.sharpness_estimate.stderr == found.sharpness_stderrs[-1]
+    assert found.sharpness_estimate.degrees == 3
+    assert "(data, at this point)" in repr(found)

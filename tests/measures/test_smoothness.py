@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from families import BY_NAME
 from measures.quadratics import Vector, quadratic, symmetric
 from theodolite.errors import ProblemError
+from theodolite.measures import gradients
 from theodolite.measures.smoothness import smoothness
 from theodolite.problem import Problem
 from theodolite.records import Smoothness
+from theodolite.records.jackknife import jackknife_stderr
 
 
 def test_a_quadratic_with_its_own_hessian_has_no_limit() -> None:
@@ -50,7 +52,13 @@ class Cubic(nn.Module):
 def test_a_cubic_attains_the_bound_of_a_lipschitz_hessian() -> None:
     problem = Problem.from_loss(Cubic(), lambda model, _: model(), [torch.zeros(1)])
     found = smoothness(problem, refine=12)
-    assert found.gamma == pytest.approx(math.sqrt(2 * 0.7 / 2.0), rel=5e-3)
+    gamma = math.sqrt(2 * 0.7 / 2.0)
+    assert found.gamma == pytest.approx(gamma, rel=5e-3)
+    lower, upper = found.bracket  # one dimension: the directions are all that there are
+    assert lower <= gamma <= upper < 1.01 * lower
+    lower, upper = smoothness(problem, refine=0).bracket
+    assert lower <= gamma <= upper
+    assert upper > 1.1 * lower
 
 
 def test_a_better_model_reaches_further() -> None:
@@ -70,10 +78,12 @@ def by_hand(bounds: list[float]) -> Smoothness:
 
 
 def test_gamma_by_hand() -> None:
-    assert by_hand([5.0, 5.0, 5.0]).gamma == 5.0
-    assert by_hand([5.0, 0.5, 5.0]).gamma == 0.5
-    assert by_hand([5.0, 0.01, 5.0]).gamma == 0.1
+    assert by_hand([5.0, 5.0, 5.0]).bracket == (5.0, 5.0)
+    assert by_hand([5.0, 0.5, 5.0]).bracket == (0.5, 1.0)
+    assert by_hand([5.0, 0.01, 5.0]).bracket == (0.1, 1.0)
+    assert by_hand([20.0, 1.5, 0.3]).bracket == (1.0, 1.5)
     assert by_hand([math.inf, math.inf, math.inf]).gamma == math.inf
+    assert "an upper bound from these directions (they fail by 1)" in repr(by_hand([5.0, 0.5, 5.0]))
     assert by_hand([20.0, 15.0, 12.0]).gamma == 12.0
     assert by_hand([math.inf, math.nan, math.inf]).gamma == 0.1
 
@@ -89,3 +99,16 @@ def test_a_loss_that_breaks_down_bounds_the_radius() -> None:
 def test_what_makes_no_sense_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(ProblemError, match="draws and refine of at least 0 and two shells or more"):
         smoothness(BY_NAME["mlp"].problem(), **options)
+
+
+def test_loss_and_norm_have_errors_from_the_data() -> None:
+    problem = BY_NAME["mlp"].problem()
+    found = smoothness(problem, draws=0, shells=2, refine=0)
+    assert found.loss_stderr == pytest.approx(gradients(problem).loss_stderr, rel=1e-9)
+    g = problem.gradient()
+    assert found.gradient_norm == pytest.approx(float(g.norm()), rel=1e-12)
+    totals = np.array([float(part @ g / g.norm()) for *_, part in problem.chunk_gradients()])
+    weights = np.array([7.0, 7.0, 3.0])
+    left_out = (totals.sum() - totals) / (17 - weights)
+    error = jackknife_stderr(left_out, whole=np.asarray(totals.sum() / 17), weights=weights)
+    assert found.gradient_norm_stderr == pytest.approx(float(error), rel=1e-9)

@@ -12,6 +12,7 @@ from families import BY_NAME
 from measures.quadratics import quadratic
 from theodolite.errors import ProblemError
 from theodolite.linalg import slq
+from theodolite.measures import spectrum
 from theodolite.measures.tuning import tuning
 from theodolite.operators import GGN, Hessian
 from theodolite.records import Tuning
@@ -106,3 +107,29 @@ def test_an_earlier_result_is_smoothed_with_unless_it_found_nothing() -> None:
     assert (half.largest, half.smallest) == pytest.approx((12.0, 3.0), rel=1e-9)
     after = tuning(problem, operator="hessian", earlier=record(-1.0, math.nan))
     assert (after.largest, after.smallest) == (alone.largest, alone.smallest)
+
+
+def test_the_error_from_the_data_is_that_of_the_largest_eigenvalue() -> None:
+    problem = BY_NAME["mlp-squared"].problem()
+    found, exact = tuning(problem, steps=40), spectrum(problem, k=1, operator="ggn", tol=1e-9)
+    assert found.largest_stderr == pytest.approx(float(exact.data_stderr[0]), rel=1e-4)
+    assert found.largest_estimate.degrees == 2
+    assert found.residual < 1e-6
+    assert "± " in repr(found)
+    assert "an upper bound after" in repr(found)
+    again = tuning(problem, steps=40, earlier=found.replace(largest_stderr=3 * found.largest_stderr), smoothing=0.5)
+    assert again.largest_stderr == pytest.approx(2 * found.largest_stderr, rel=1e-9)
+
+
+@pytest.mark.parametrize("smallest", [10.0, 0.5, 1e-7])
+def test_the_error_of_the_rate_is_that_of_the_curvature_to_first_order(smallest: float) -> None:
+    found = record(20.0, smallest).replace(largest_stderr=1e-4)
+    moved = record(20.0 + 1e-4, smallest).learning_rate - record(20.0 - 1e-4, smallest).learning_rate
+    assert found.learning_rate_estimate.stderr == pytest.approx(abs(moved) / 2, rel=1e-5)
+
+
+def test_one_chunk_leaves_the_error_unknown() -> None:
+    found = tuning(quadratic([torch.eye(2).double()], [torch.ones(2).double()]), operator="hessian")
+    assert math.isnan(found.largest_stderr)
+    assert math.isnan(found.learning_rate_estimate.stderr)
+    assert "±" not in repr(found)

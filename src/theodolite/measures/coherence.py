@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from theodolite.errors import OperatorError
+from theodolite.measures.excursions import context_with_chunks, loss_at
 from theodolite.operators.cotangents import curvature_roots
 from theodolite.operators.outputs import outputs_of
 from theodolite.operators.stacked import refuse_sharded
@@ -52,11 +53,10 @@ def coherence(problem: Problem, *, samples: int = 64, seed: int = 0, step: int |
     started = time.perf_counter()
     refuse_sharded(problem)
     part = problem.take(samples, seed=seed) if samples < problem.samples else problem
-    totals, weights = part.totals()
-    divisor = part.total_weight(weights)
+    here = loss_at(part)
     rows, counts = _rows(part.replace(microbatch=1))
     # H_i is N times what sample i adds to the mean, so that H is the mean of the H_i.
-    scale = part.samples / divisor
+    scale = part.samples / here.divisor
     share = part.samples / problem.samples
     return Coherence(
         step=step,
@@ -64,11 +64,12 @@ def coherence(problem: Problem, *, samples: int = 64, seed: int = 0, step: int |
             gradients=share * (1 + len(rows) / part.samples), forwards=share, seconds=time.perf_counter() - started
         ),
         seed=seed if part is not problem else None,
-        context=part.context(),
+        context=context_with_chunks(part, here),
         gram=(scale * (rows.double() @ rows.double().T)).cpu().numpy(),
         rows=counts,
         population=problem.samples,
-        loss=float(totals.sum()) / divisor,
+        loss=float(here.value),
+        loss_stderr=float(here.stderr),
         size=problem.n,
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from theodolite.errors import NotConvergedWarning, ProblemError
 from theodolite.linalg import lanczos
 from theodolite.measures.excursions import context_with_chunks, gradient_at
+from theodolite.measures.verification import verified
 from theodolite.operators import Hessian
 from theodolite.problem import Problem
 from theodolite.problem.criteria import BinaryCrossEntropy, CrossEntropy
@@ -47,7 +48,8 @@ def flow_sharpness(
     Runge-Kutta steps of length ``reach``/max |λ|, shortened where the loss would rise, which it does nowhere along the flow. Made
     for the squared error; see the note of the record for cross-entropy.
 
-    Cost: expensive, a whole training run: four gradients a step and some ten products every ``every`` steps. The flow along a
+    Cost: expensive, a whole training run: four gradients a step and some ten products every ``every`` steps, one of them for the
+    error from the data. The flow along a
     direction of curvature μ takes ln(1/tol)·λ₁/(reach·μ) steps.
 
     Args:
@@ -98,7 +100,7 @@ def flow_sharpness(
             NotConvergedWarning,
             stacklevel=2,
         )
-    times, losses, norms, sharpnesses, residuals = np.array(flow.readings).T
+    times, losses, loss_stderrs, norms, sharpnesses, residuals, sharpness_stderrs = np.array(flow.readings).T
     return Flow(
         step=step,
         cost=replace(flow.cost, seconds=time.perf_counter() - started),
@@ -110,6 +112,8 @@ def flow_sharpness(
         gradient_norms=norms,
         sharpnesses=sharpnesses,
         residuals=residuals,
+        loss_stderrs=loss_stderrs,
+        sharpness_stderrs=sharpness_stderrs,
         distance=float(flow.moved.norm()),
         steps=flow.steps,
         converged=converged,
@@ -179,10 +183,12 @@ class _Integration:
         size = abs(float(found.values[0]))
         if float(found.values[0]) < 0:  # the strongest curves downwards: it bounds the step, and λ₁ is another
             found = lanczos(H, k=1, tol=self.tol, seed=self.seed, memory=self.problem.memory)
+        values, residuals, errors = verified(H, found)
         self.notes = tuple(H.notes)
         self.cost += H.cost
-        reading = (float(found.values[0]), float(found.residuals[0]))
-        self.readings.append((self.time, float(self.here.value), self.norm, *reading))
+        loss = float(self.here.value), float(self.here.stderr)
+        reading = float(values[0]), float(residuals[0]), float(errors[0])
+        self.readings.append((self.time, *loss, self.norm, *reading))
         self.length = self.reach / size if size > 0 else self.reach
 
     def advance(self) -> None:

@@ -94,7 +94,9 @@ def smoothness(
         worst=tuple(readings[radius][1] for radius in radii),
         directions=tuple(shell.directions),
         gradient_norm=shell.norm,
+        gradient_norm_stderr=shell.norm_stderr,
         loss=shell.loss,
+        loss_stderr=shell.loss_stderr,
         operator=operator,
     )
 
@@ -108,6 +110,10 @@ class _Shells:
         self.loss, self.norm, self.gradients = float(here.value), float(self.gradient.norm()), 1
         if not math.isfinite(self.loss) or not math.isfinite(self.norm):
             raise non_finite_loss(self.loss)
+        self.loss_stderr, self.norm_stderr = float(here.stderr), math.nan
+        if self.norm > 0:  # along itself: the slope without a chunk is the norm without it, to first order
+            _, _, slopes = gradient_at(problem, along=(self.gradient / self.norm)[None])
+            self.norm_stderr, self.gradients = float(slopes.stderr[0]), 2
         self.H: ProblemOperator | None = None if operator == "none" else operator_of(problem, operator)
         probes = Probes(Identity(problem.n, dtype=problem.dtype, device=problem.device), seed=seed).draw(draws)
         found: dict[str, Tensor] = {"gradient": self.gradient} if self.norm > 0 else {}

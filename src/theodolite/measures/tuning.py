@@ -9,6 +9,7 @@ from typing import Literal
 from theodolite.errors import ProblemError
 from theodolite.linalg import lanczos
 from theodolite.measures.subject import context_of, operator_of, refuse_covariance
+from theodolite.measures.verification import SMALL, radius_of, verified
 from theodolite.problem import Problem
 from theodolite.records import Tuning
 
@@ -31,7 +32,7 @@ def tuning(
     momentum is rather too low. The largest is raised by its residual, within which an eigenvalue lies: a learning rate from below
     λ₁ would be too high. On the loss of a network it is a suggestion, the learning rate an upper end.
 
-    Cost: ``steps`` products.
+    Cost: ``steps`` products, and one for the residual of the largest and its error from the data.
 
     Args:
         problem: the current mini-batch, or all data.
@@ -68,13 +69,15 @@ def tuning(
     H = operator_of(problem, operator)
     # A tolerance of rounding: all steps are taken, which the smallest Ritz value needs.
     run = lanczos(H, k=1, tol=1e-18, seed=seed, max_products=min(steps, problem.n), memory=problem.memory)
-    nodes, largest = run.nodes, float(run.values[0])
-    largest += float(run.residuals[0]) * max(abs(largest), 1e-3 * run.radius)
+    values, residuals, errors = verified(H, run)
+    nodes, largest, stderr, residual = run.nodes, float(values[0]), float(errors[0]), float(residuals[0])
+    largest += residual * max(abs(largest), SMALL * radius_of(run, values))
     # A null space leaves Ritz values of the size of rounding, which are no curvature.
     positive = nodes[nodes > largest * 1e-12] if largest > 0 else nodes[:0]
     smallest = float(positive.min()) if len(positive) else float("nan")
     if earlier is not None and earlier.smallest > 0:
         largest = smoothing * earlier.largest + (1 - smoothing) * largest
+        stderr = smoothing * earlier.largest_stderr + (1 - smoothing) * stderr
         smallest = smoothing * earlier.smallest + (1 - smoothing) * smallest
     return Tuning(
         step=step,
@@ -84,7 +87,9 @@ def tuning(
         context=context_of(problem, H),
         largest=largest,
         smallest=max(smallest, largest / condition_cap) if smallest > 0 else smallest,
-        lanczos_steps=H.products,
+        largest_stderr=stderr,
+        residual=residual,
+        lanczos_steps=run.products,
         condition_cap=condition_cap,
         operator=operator,
         size=problem.n,

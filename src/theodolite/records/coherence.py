@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from theodolite.errors import OperatorError
+from theodolite.records.estimate import Estimate
 from theodolite.records.record import Record
-from theodolite.records.text import number, plural
+from theodolite.records.text import number, plural, with_error
 
 # Directions that curve less than this share of λ₁ are left out: at a rate below 2/λ₁ they shrink by less than 4e-6 a step, and
 # so many factors next to 1 would leave the iteration without a gap.
@@ -26,13 +27,15 @@ class Coherence(Record):
 
     H_i = A_iᵀA_i is the Gauss-Newton matrix of sample i and H their mean. The conditions are for samples that enter a batch
     independently with probability B/N, and hold near a point where every sample's gradient vanishes; anywhere else they are a
-    heuristic.
+    heuristic. What is said of a batch is of these N samples, exactly, and has no error; nor has σ, which grows with N and has the
+    sharpest sample in its denominator. λ₁ and the loss are also those of the data's distribution, and have one.
 
     Args:
         gram: inner products of all rows of all A_i.
         rows: number of rows of each A_i.
         population: samples of the data that these were drawn from; None where they are all of them.
         loss: loss of the samples.
+        loss_stderr: its standard error from the data (jackknife over chunks), NaN with one chunk.
         size: number of parameters n.
     """
 
@@ -42,6 +45,7 @@ class Coherence(Record):
     rows: Int[np.ndarray, " s"]
     population: int | None = None
     loss: float
+    loss_stderr: float = math.nan
     size: int
 
     @property
@@ -53,6 +57,16 @@ class Coherence(Record):
     def sharpness(self) -> float:
         """λ₁(H)."""
         return float(np.linalg.eigvalsh(self.gram)[-1]) / self.samples if self.gram.size else 0.0
+
+    @property
+    def sharpness_estimate(self) -> Estimate:
+        """λ₁(H) with its error from the data: the jackknife over samples of vᵀHv, with the top eigenvector v held."""
+        if self.samples < 2 or not self.sharpness > 0:
+            return Estimate(self.sharpness, math.nan)
+        values, vectors = np.linalg.eigh(self.gram)
+        # v = Aᵀu/√λ for the top eigenvector u of AAᵀ, so that vᵀH_iv = ‖A_iv‖² = λ‖u_i‖².
+        forms = values[-1] * np.bincount(self._owners, np.square(vectors[:, -1]), minlength=self.samples)
+        return Estimate(self.sharpness, float(forms.std(ddof=1)) / math.sqrt(self.samples), self.samples - 1)
 
     @property
     def interactions(self) -> Float[np.ndarray, "s s"]:
@@ -146,12 +160,13 @@ class Coherence(Record):
 
     def summary(self) -> tuple[str, ...]:
         """Samples, coherence, sharpness."""
+        sharpness = self.sharpness_estimate if self._readable else None
         return (
             f"{plural(self.samples, 'sample')}{'' if self.population is None else f' of {self.population:,}'}, n={self.size:,}",
-            f"σ = {number(self.coherence)}, λ₁ = {number(self.sharpness)}"
-            if self._readable
+            f"σ = {number(self.coherence)} (of these samples), λ₁ = {with_error(sharpness.value, sharpness.stderr, source='data')}"
+            if sharpness is not None
             else "no curvature to read",
-            f"loss {number(self.loss)}",
+            f"loss {with_error(self.loss, self.loss_stderr, source='data')}",
         )
 
     def _refuse(self, batch: float | int) -> None:
