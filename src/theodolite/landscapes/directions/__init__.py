@@ -1,0 +1,33 @@
+"""Directions in parameter space: drawn, measured, of an optimiser or between checkpoints, and made comparable to the weights."""
+
+from theodolite.landscapes.directions.curvature import eigenvectors
+from theodolite.landscapes.directions.drawn import filter_normalised, gaussian, random_pair, uniform
+from theodolite.landscapes.directions.moments import adam_moments, adam_step
+from theodolite.landscapes.directions.names import Named, named_direction, named_pair
+from theodolite.landscapes.directions.scales import frozen, normalise, orthogonal_pair
+from theodolite.landscapes.directions.slopes import ascent, gradient
+from theodolite.landscapes.directions.vectors import as_direction, cosine, flat_parameters, length
+from theodolite.operators.updates import next_update as update
+
+__all__ = [
+    "Named",
+    "adam_moments",
+    "adam_step",
+    "as_direction",
+    "ascent",
+    "cosine",
+    "eigenvectors",
+    "filter_normalised",
+    "flat_parameters",
+    "frozen",
+    "gaussian",
+    "gradient",
+    "length",
+    "named_direction",
+    "named_pair",
+    "normalise",
+    "orthogonal_pair",
+    "random_pair",
+    "uniform",
+    "update",
+]
