@@ -18,7 +18,8 @@ mean absolute percentage error, mean squared log error, Huber, smooth L1, log-co
 Gaussian likelihood, R², adjusted R², Pearson, Spearman, binary cross-entropy, cross-entropy, focal, hinge, squared hinge,
 multi-class hinge, KL divergence, accuracy, balanced accuracy, precision, recall, F score, Matthews correlation, Cohen's κ, ROC-AUC,
 average precision, log-loss, Brier, expected calibration error, Dice, Tversky, Jaccard, IoU, GIoU, DIoU, CIoU, total variation,
-structural similarity, PSNR, pairwise contrastive, triplet, InfoNCE, circle, CTC, perplexity
+structural similarity, PSNR, pairwise contrastive, triplet, InfoNCE, circle, CTC, perplexity,
+BLEU, ROUGE
 """
 
 

@@ -455,6 +455,7 @@ from theodolite.losses.supervised import (
     supcon,
     tolerance,
 )
+from theodolite.losses.text_scores import bleu, rouge
 from theodolite.losses.tokens import (
     FLATLoss,
     GoldfishLoss,
@@ -672,6 +673,7 @@ __all__ = [
     "balanced_accuracy",
     "binary_cross_entropy_with_logits",
     "black_box_square",
+    "bleu",
     "box_overlap",
     "brier_score",
     "bures_wasserstein",
@@ -851,6 +853,7 @@ __all__ = [
     "robust_dpo",
     "roc_auc",
     "root_mean_square",
+    "rouge",
     "rpo",
     "rspo",
     "sce",

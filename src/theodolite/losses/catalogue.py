@@ -114,4 +114,6 @@ Pearson ; cov/(σσ') ; regression ; [−1, 1] ; 1 ; – ; pearson
 Spearman ; Pearson of ranks ; regression ; [−1, 1] ; 1 ; – ; spearman
 PSNR ; 10 log₁₀(L²/MSE) ; image ; (−∞, ∞] ; ∞ ; – ; psnr
 perplexity ; e^{mean −log p} ; language ; [1, ∞) ; 1 ; – ; perplexity
+BLEU ; 100 · brevity · (Π_{n≤4} precision_n)^¼ ; language ; [0, 100] ; 100 ; – ; bleu
+ROUGE ; F of shared n-grams or of the longest common subsequence ; language ; [0, 1] ; 1 ; – ; rouge
 """
