@@ -12,6 +12,7 @@ from theodolite.measures.gradients import gradients
 from theodolite.measures.influence import influence
 from theodolite.measures.logit_sharpness import logit_sharpness
 from theodolite.measures.noise import curved_noise
+from theodolite.measures.opposing import opposing_samples, opposing_signals
 from theodolite.measures.outliers import outliers
 from theodolite.measures.probing import density, trace
 from theodolite.measures.sharpness import sharpness
@@ -36,6 +37,8 @@ __all__ = [
     "influence",
     "logit_sharpness",
     "next_update",
+    "opposing_samples",
+    "opposing_signals",
     "outliers",
     "scalar_flow_sharpness",
     "scale_learning_rate",

@@ -16,7 +16,9 @@ from theodolite.records.gradients import Gradients
 from theodolite.records.influence import Influence
 from theodolite.records.landscape import Line, Plane
 from theodolite.records.log import Log
+from theodolite.records.opposing import OpposingSignals
 from theodolite.records.outliers import Outliers
+from theodolite.records.path import Path
 from theodolite.records.reading import read
 from theodolite.records.record import Record
 from theodolite.records.sharpness import Sharpness
@@ -46,7 +48,9 @@ __all__ = [
     "Influence",
     "Line",
     "Log",
+    "OpposingSignals",
     "Outliers",
+    "Path",
     "Plane",
     "Record",
     "Scalars",
