@@ -118,7 +118,7 @@ def problems_by_group(problem: Problem, *, by: By = "targets") -> dict[Hashable,
     Raises:
         DataError: the labels are not one for each sample.
     """
-    labels = list(_labels(problem, by))
+    labels = list(labels_of(problem, by))
     codes: dict[Hashable, list[Tensor]] = {}
     for index, of_batch in enumerate(labels):
         for label in dict.fromkeys(of_batch):
@@ -132,10 +132,10 @@ def problems_by_group(problem: Problem, *, by: By = "targets") -> dict[Hashable,
                 f"Expected at most {MOST_GROUPS} groups, found more among the first {index + 1} batches. Are the labels real "
                 "numbers, or tokens? Bring them into groups, by=lambda batch: …"
             )
-    return {label: problem.only(codes[label]) for label in sorted(codes, key=_order)}
+    return {label: problem.only(codes[label]) for label in sorted(codes, key=label_order)}
 
 
-def _labels(problem: Problem, by: By) -> Iterator[list[Hashable]]:
+def labels_of(problem: Problem, by: By) -> Iterator[list[Hashable]]:
     """The labels of each batch."""
     if isinstance(by, str) and by != "targets":
         raise DataError(f"Expected by='targets', labels, or a function of a batch, found {by!r}.")
@@ -184,7 +184,7 @@ def _listed(labels: Labels) -> list[Hashable]:
     return [label.item() if isinstance(label, Tensor | np.generic) else label for label in labels]
 
 
-def _order(label: Hashable) -> tuple[str, Any]:
+def label_order(label: Hashable) -> tuple[str, Any]:
     """Numbers by size, everything else by its text."""
     return ("", label) if isinstance(label, int | float) else (type(label).__name__, str(label))
 
