@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from families import BY_NAME, FAMILIES, Family, features, labels
 from theodolite.errors import CostWarning, OperatorError
-from theodolite.operators import EKFAC, GGN, KFAC, GradientCovariance
+from theodolite.operators import EKFAC, GGN, KFAC, Fisher, GradientCovariance
 from theodolite.operators.cotangents import curvature_roots, sampled_roots
 from theodolite.operators.diagonal import GGNBlocks, GGNDiagonal, ggn_diagonal
 from theodolite.problem import Problem
@@ -97,6 +97,25 @@ def test_the_same_seed_draws_the_same() -> None:
     first, again = (ggn_diagonal(problem, kind="mc", draws=2, seed=3) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, ggn_diagonal(problem, kind="mc", draws=2, seed=4))
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp-weighted"])
+def test_the_targets_drawn_are_those_of_the_fisher(name: str) -> None:
+    problem = BY_NAME[name].problem()
+    fisher = Fisher(problem, kind="mc", draws=3, seed=5).dense().diagonal()
+    assert relative(ggn_diagonal(problem, kind="mc", draws=3, seed=5), fisher) < EXACT
+
+
+def test_large_vocabularies_are_sampled() -> None:
+    torch.manual_seed(0)
+    problem = Problem(
+        nn.Linear(2, 5000).double(), nn.CrossEntropyLoss(), [(torch.ones(3, 2).double(), torch.arange(3))]
+    )
+    units = torch.eye(problem.n, 6, dtype=torch.float64)
+    expected = (Fisher(problem, kind="mc", draws=2, seed=1) @ units)[:6].diagonal()
+    assert relative(ggn_diagonal(problem, kind="mc", draws=2, seed=1)[:6], expected) < EXACT
+    with pytest.raises(OperatorError, match=r"at most 4096 outputs that the criterion couples.*kind='mc'"):
+        ggn_diagonal(problem)
 
 
 def test_cuts_into_batches_do_not_change_it() -> None:

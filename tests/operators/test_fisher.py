@@ -99,21 +99,21 @@ def test_sampled_targets_make_gradients_of_the_criterion(family: Family) -> None
         gradients = score.reshape(-1, 1) * J
     _, weights = problem.totals()
     expected = gradients.T @ gradients / problem.total_weight(weights)
-    assert relative(Fisher(problem, kind="mc", samples=1, seed=3).dense(), expected) < EXACT
+    assert relative(Fisher(problem, kind="mc", draws=1, seed=3).dense(), expected) < EXACT
 
 
 @with_density
 def test_sampled_is_symmetric_positive_and_fixed(family: Family) -> None:
     problem = family.problem()
-    sampled = Fisher(problem, kind="mc", samples=3, seed=1)
+    sampled = Fisher(problem, kind="mc", draws=3, seed=1)
     dense = sampled.dense()
     assert relative(dense, dense.T) < EXACT
     eigenvalues = torch.linalg.eigvalsh(dense)
     assert eigenvalues[0] > -1e-12 * eigenvalues[-1]
     torch.rand(5)  # draws do not follow the global generator
     assert relative(sampled.dense(), dense) < 1e-12
-    assert relative(Fisher(problem.replace(memory=1), kind="mc", samples=3, seed=1).dense(), dense) < 1e-12
-    assert relative(Fisher(problem, kind="mc", samples=3, seed=2).dense(), dense) > 1e-2
+    assert relative(Fisher(problem.replace(memory=1), kind="mc", draws=3, seed=1).dense(), dense) < 1e-12
+    assert relative(Fisher(problem, kind="mc", draws=3, seed=2).dense(), dense) > 1e-2
     v = torch.randn(problem.n, dtype=torch.float64)
     assert sampled.quadratic(v).value == pytest.approx(float(v @ dense @ v), rel=1e-12)
     name = problem.layout.names[-1]
@@ -159,7 +159,7 @@ def test_the_standard_error_is_honest(name: str, draws: int) -> None:
     v = torch.randn(problem.n, dtype=torch.float64)
     exact = Fisher(problem).quadratic(v)
     assert exact.stderr == 0.0
-    found = [Fisher(problem, kind="mc", samples=draws, seed=seed).quadratic(v) for seed in range(200)]
+    found = [Fisher(problem, kind="mc", draws=draws, seed=seed).quadratic(v) for seed in range(200)]
     values, error = torch.tensor([estimate.value for estimate in found]), found[0].stderr
     assert abs(float(values.mean()) - exact.value) < 4 * error / 200**0.5
     assert float(values.std()) == pytest.approx(error, rel=0.25)
@@ -201,7 +201,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no density": (robust, {}, r"negative logarithm of a known density.*found SmoothL1Loss.*Use GGN\(problem\)"),
     "no density, sampled": (robust, {"kind": "mc"}, "negative logarithm of a known density"),
     "no outputs": (BY_NAME["from-loss"].problem, {}, r"Problem.from_loss.*Use Problem\(model, criterion, batches\)"),
-    "no samples": (robust, {"samples": 0}, "at least 1 sample of each target, found samples=0"),
+    "no draws": (robust, {"draws": 0}, "at least 1 draw of each target, found draws=0"),
     "coupled samples": (coupled, {"kind": "empirical"}, r"not defined with BatchNorm on batch statistics.*mode='eval'"),
 }
 

@@ -39,7 +39,7 @@ def test_operators_equal_those_of_the_processor(family: Family) -> None:
 
 OPERATORS: dict[str, Callable[[Problem], LinearOperator]] = {
     "exact": Fisher,
-    "sampled": lambda problem: Fisher(problem, kind="mc", samples=3),  # the same draws on every device
+    "sampled": lambda problem: Fisher(problem, kind="mc", draws=3),  # the same draws on every device
     "empirical": lambda problem: Fisher(problem, kind="empirical"),
     "centred": lambda problem: GradientCovariance(problem, centered=True),
     "jacobian": Jacobian,

@@ -106,7 +106,7 @@ def test_products_equal_those_of_logits_and_labels(name: str) -> None:
     order = flat.shape[0] * flat.shape[1]
     assert float(found.dense().norm()) == pytest.approx(float(J.reshape(order, -1).norm()), rel=tolerance)
     v = torch.randn(problem.n, dtype=torch.float64)
-    sampled = Fisher(problem, kind="mc", samples=400).quadratic(v)
+    sampled = Fisher(problem, kind="mc", draws=400).quadratic(v)
     assert abs(sampled.value - float(v @ expected @ v)) < 5 * sampled.stderr
 
 

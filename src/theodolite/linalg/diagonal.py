@@ -16,8 +16,8 @@ from theodolite.linalg import vectors
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
 from theodolite.linalg.probes import Probes
+from theodolite.linalg.sketch import exchange_directions, fresh_probes, signs_of, sketched
 from theodolite.linalg.trace import block_size, projected_out
-from theodolite.linalg.xtrace import exchange_directions, fresh_probes, orthogonal_sketch, sketch_vectors
 
 STRIP = 1 << 14  # rows whose double precision copies are held at once
 
@@ -124,17 +124,16 @@ def xdiag(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 * 
     """
     if not A.symmetric:
         raise OperatorError(f"XDiag is written for symmetric operators, {A!r} does not claim to be.")
-    Omega = sketch_vectors(A, products // 2, products=products, seed=seed, memory=memory)
-    Omega = torch.where(Omega >= 0, 1.0, -1.0).to(Omega)  # signs: the square of no entry is left to chance
-    Q, R, dependent = orthogonal_sketch(finite_product(A, Omega, before=0))
-    Z = finite_product(A, Q, before=Omega.shape[1])
-    whole, spent = (Q * Z).sum(dim=1).double(), Omega.shape[1] + Q.shape[1]
-    if dependent:
+    # Signs: the square of no entry is left to chance.
+    sketch = sketched(A, products=products, signs=True, seed=seed, memory=memory)
+    Omega, Q, R, Z = sketch.Omega, sketch.Q, sketch.R, sketch.Z
+    whole = (Q * Z).sum(dim=1).double()
+    if sketch.dependent:
         return _sketch_and_rest(A, Q, whole, vectors=Omega.shape[1], seed=seed)
     blocks = zip(Q.split(STRIP), Z.split(STRIP), Omega.split(STRIP), strict=True)
     strips = [_exchangeable(rows.double(), images.double(), signs.double(), R) for rows, images, signs in blocks]
     mean, stderr = (torch.cat(parts) for parts in zip(*strips, strict=True))
-    return DiagonalEstimate(value=whole + mean, stderr=stderr, degrees=Omega.shape[1] - 1, products=spent)
+    return DiagonalEstimate(value=whole + mean, stderr=stderr, degrees=Omega.shape[1] - 1, products=sketch.products)
 
 
 def _exchangeable(
@@ -169,7 +168,7 @@ def _sketch_and_rest(
 ) -> DiagonalEstimate:
     """diag(QQᵀA) and, by the products that are left, the mean of w ⊙ (I − QQᵀ)Aw over random signs w."""
     probes = fresh_probes(A, after=vectors, count=vectors - Q.shape[1], seed=seed)
-    signs = torch.where(probes >= 0, 1.0, -1.0).to(probes)
+    signs = signs_of(probes)
     image = finite_product(A, signs, before=vectors + Q.shape[1])
     for _ in range(2):  # one projection leaves rounding of what it removed
         image = image - Q @ (Q.T @ image)

@@ -12,8 +12,8 @@ from theodolite.errors import OperatorError
 from theodolite.linalg.basis import thin_qr
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.sketch import DEPENDENT, sketch_vectors
 from theodolite.linalg.vectors import project
-from theodolite.linalg.xtrace import DEPENDENT, sketch_vectors
 
 
 @final

@@ -12,13 +12,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.linalg.basis import thin_qr
-from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
-from theodolite.linalg.probes import Probes
+from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.sketch import (
+    DEPENDENT,
+    LEAST_PROBES,
+    exchange_directions,
+    fresh_probes,
+    sketch_vectors,
+    sketched,
+    small,
+)
 from theodolite.linalg.trace import TraceEstimate, trace_estimate
-
-LEAST_PROBES = 2  # of what a dependent sketch leaves; a single one has no standard error
-DEPENDENT = 1e2  # in units of rounding: directions of a sketch below this share of the largest are none
 
 
 def xtrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 * 2**30) -> TraceEstimate:
@@ -54,15 +58,13 @@ def xtrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 *
         Epperly, Tropp, Webber (2024), XTrace: making the most of every sample in stochastic trace estimation.
         Efron, Stein (1981), The jackknife estimate of variance.
     """
-    Omega = sketch_vectors(A, products // 2, products=products, seed=seed, memory=memory)
-    Q, R, dependent = orthogonal_sketch(finite_product(A, Omega, before=0))
-    Z = finite_product(A, Q, before=Omega.shape[1])
-    H = _small(Q.T @ Z)
-    if dependent:
+    sketch = sketched(A, products=products, seed=seed, memory=memory)
+    Omega, Q, R, Z = sketch.Omega, sketch.Q, sketch.R, sketch.Z
+    H = small(Q.T @ Z)
+    if sketch.dependent:
         return _sketch_and_rest(A, Q, float(np.trace(H)), vectors=Omega.shape[1], seed=seed)
-    W, T = _small(Q.T @ Omega), _small(Z.T @ Omega)
-    spent = Omega.shape[1] + Q.shape[1]
-    squares, n = (_small(Omega) ** 2).sum(axis=0), A.shape[0]
+    W, T = small(Q.T @ Omega), small(Z.T @ Omega)
+    squares, n = (small(Omega) ** 2).sum(axis=0), A.shape[0]
     samples, S = _xtrace_samples(R, H, W, T, squares, n), exchange_directions(R)
 
     def without(i: int) -> float:
@@ -71,7 +73,7 @@ def xtrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 *
         smaller = (V.T @ R[:, kept], V.T @ H @ V, V.T @ W[:, kept], V.T @ T[:, kept], squares[kept], n)
         return float(_xtrace_samples(*smaller).mean())
 
-    return _estimate(samples, without, products=spent)
+    return _estimate(samples, without, products=sketch.products)
 
 
 def xnystrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 * 2**30) -> TraceEstimate:
@@ -108,7 +110,7 @@ def xnystrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 
     Omega = sketch_vectors(A, products, products=products, least=2, seed=seed, memory=memory)
     Y = finite_product(A, Omega, before=0)
     n, wide, image = A.shape[0], Omega.double(), Y.double()
-    H, G, M = _small(wide.T @ image), _small(image.T @ image), _small(wide.T @ wide)
+    H, G, M = small(wide.T @ image), small(image.T @ image), small(wide.T @ wide)
     H = (H + H.T) / 2
     forms = np.linalg.eigvalsh(H)
     rounding = DEPENDENT * torch.finfo(A.dtype).eps * np.abs(forms).max()
@@ -125,57 +127,6 @@ def xnystrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 
 
     everything = np.arange(products)
     return _estimate(_xnystrace_samples(H, G, M, n), without, products=products)
-
-
-def sketch_vectors(
-    A: LinearOperator, count: int, *, products: int, least: int = 4, seed: int, memory: int
-) -> Float[Tensor, "n s"]:
-    """Gaussian vectors for a sketch, one a column, if the question can be answered."""
-    if A.shape[0] != A.shape[1]:
-        raise OperatorError(f"Only a square operator has a trace and a diagonal, found {A!r}.")
-    n = A.shape[0]
-    if products < least or count > n:
-        raise OperatorError(
-            f"A sketch of {A!r} takes {least} products or more and no more vectors than {n}, found {products=}, which is "
-            f"{count} vectors. " + ("A.dense() is exact for as many products." if count > n else "Raise products.")
-        )
-    needed = 4 * count * n * A.dtype.itemsize
-    if needed > memory:
-        raise OperatorError(
-            f"A sketch of {count} vectors of {A!r} takes {bytes_in_words(needed)}, found memory={bytes_in_words(memory)}. "
-            "Take fewer products or raise memory; hutchinson needs only a few vectors at once."
-        )
-    return Probes(A, seed=seed).draw(count).T
-
-
-def orthogonal_sketch(Y: Float[Tensor, "n s"]) -> tuple[Float[Tensor, "n r"], Float[np.ndarray, "r s"], bool]:
-    """An orthonormal basis Q of the columns of Y with Y = Q R, and whether they depend on each other to rounding.
-
-    If so Q holds their largest directions alone, few enough to leave two of the products meant for them: n small
-    eigenvalues below rounding of the largest may sum to several per cent of the trace, and only probes see them.
-    """
-    Q, R = thin_qr(Y)
-    U, sizes, _ = torch.linalg.svd(R.double())
-    tiny = sizes <= DEPENDENT * torch.finfo(Y.dtype).eps * sizes[0]
-    if not bool(tiny.any()):
-        return Q, _small(R), False
-    U = U[:, ~tiny][:, : Y.shape[1] - LEAST_PROBES]
-    return Q @ U.to(Q), _small(U.T @ R.double()), True
-
-
-def fresh_probes(A: LinearOperator, *, after: int, count: int, seed: int) -> Float[Tensor, "n m"]:
-    """The Gaussian vectors that follow those of a sketch of the same seed, one a column."""
-    stream = Probes(A, seed=seed)
-    for _ in range(after):
-        stream.draw(1)
-    return stream.draw(count).T
-
-
-def exchange_directions(R: Float[np.ndarray, "s s"]) -> Float[np.ndarray, "s s"]:
-    """Unit columns sᵢ, each orthogonal to all columns of R but the i-th: Q(I − sᵢsᵢᵀ)Qᵀ is the sketch without vector i."""
-    S = np.linalg.inv(R).T
-    directions: np.ndarray = S / np.linalg.norm(S, axis=0)
-    return directions
 
 
 def _sketch_and_rest(
@@ -266,7 +217,3 @@ def _estimate(samples: Float[np.ndarray, " s"], without: Callable[[int], float],
         samples=torch.from_numpy(samples),
         products=products,
     )
-
-
-def _small(matrix: Tensor) -> Float[np.ndarray, "..."]:
-    return matrix.double().cpu().numpy()

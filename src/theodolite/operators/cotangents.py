@@ -13,6 +13,7 @@ from torch import Tensor
 from theodolite.errors import CostWarning, OperatorError
 from theodolite.problem import OutputLoss
 from theodolite.problem.criteria import BinaryCrossEntropy, CrossEntropy, SquaredError
+from theodolite.problem.predictive import has_density, predictive
 
 # An eigenvalue of the output curvature below this share of the largest is rounding: softmax has one that is zero.
 ROUNDING = 64
@@ -71,22 +72,23 @@ def sampled_roots(
 ) -> Float[Tensor, "b *out"]:
     """One random vector u of the shape of the outputs with E[u_i u_iᵀ] = Λ_i for every sample i.
 
-    For cross-entropy with class indices the gradient at a label drawn from the model's own distribution; for any other
-    criterion a root of the curvature times a standard normal vector.
+    The score of targets that the model predicts, where the criterion is the logarithm of a density, the same that ``Fisher``
+    draws; for any other criterion a root of the curvature times a standard normal vector.
 
     Args:
         loss: the criterion.
         outputs: what the model returned.
         targets: what it should have; decides the weights only.
         generator: on the CPU.
-        memory: as for ``curvature_roots``; labels are drawn without the curvature.
+        memory: as for ``curvature_roots``; targets are drawn without the curvature.
 
     Raises:
         OperatorError: as for ``curvature_roots``.
     """
+    if has_density(loss):
+        predicted = predictive(loss, outputs, targets)
+        return predicted.score(predicted.sample(generator))
     sites = _Sites(loss, outputs)
-    if isinstance(loss, CrossEntropy):
-        return _at_drawn_labels(loss, outputs.detach(), targets, generator)
     sites.refuse_beyond(memory)
     roots = _site_roots(loss, outputs, targets, sites)
     noise = torch.randn(*roots.shape[:2], roots.shape[3], 1, generator=generator, dtype=torch.float64).to(roots)
@@ -129,7 +131,7 @@ class _Sites:
             raise OperatorError(
                 f"Expected the curvature in the outputs to fit the memory of the problem, found {needed / 2**20:,.0f} MiB for "
                 f"{samples} samples with {places} sites of {entries} coupled outputs each, above {memory / 2**20:,.0f} MiB. Use "
-                "kind='mc' (of cross-entropy it draws labels, without any curvature), a smaller microbatch=, or raise memory=."
+                "kind='mc' (which draws targets where there is a density), a smaller microbatch=, or raise memory=."
             )
 
     def view(self, tensor: Tensor) -> Float[Tensor, "b s e"]:
@@ -166,19 +168,3 @@ def _site_roots(loss: OutputLoss, outputs: Tensor, targets: Any, sites: _Sites) 
     kept = (values > rounding).flatten(0, 1).any(0)
     roots: Tensor = vectors[..., kept] * values[..., kept].clamp_min(0.0).sqrt().unsqueeze(-2)
     return roots.to(outputs.dtype)
-
-
-def _at_drawn_labels(
-    loss: CrossEntropy, logits: Tensor, targets: Tensor, generator: torch.Generator
-) -> Float[Tensor, "b *out"]:
-    """√s (p − e_y) for y drawn from p, with s the weight of the target of each position."""
-    p = logits.softmax(dim=1)
-    classes = p.movedim(1, -1).reshape(-1, p.shape[1])
-    # Numbers from the CPU, so that every device draws the same labels.
-    uniform = torch.rand(len(classes), 1, generator=generator, dtype=torch.float64).to(p.device)
-    below = classes.double().cumsum(1)
-    drawn = torch.searchsorted(below, uniform * below[:, -1:]).clamp_max(p.shape[1] - 1)
-    difference = classes.scatter_add(1, drawn, -torch.ones_like(uniform, dtype=p.dtype))
-    scale = loss.position_weights(logits, targets)
-    found = difference.reshape(p.movedim(1, -1).shape).movedim(-1, 1)
-    return found if scale is None else found * scale.sqrt().unsqueeze(1)

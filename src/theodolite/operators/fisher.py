@@ -27,19 +27,19 @@ class Fisher(ProblemOperator):
 
     ``"exact"``: y as the model predicts it, in closed form. It equals the GGN for cross-entropy (classes from the softmax), binary
     cross-entropy (bits), and squared error (a Gaussian of variance ½, of which the squared error is the negative log-likelihood).
-    ``"mc"``: ``samples`` draws of each target from the model's prediction, fixed by the seed, so that all products are with one
+    ``"mc"``: ``draws`` of each target from the model's prediction, fixed by the seed, so that all products are with one
     matrix. Unbiased; targets of different positions and elements are drawn independently, and their products, which are zero in
     expectation, are left out.
     ``"empirical"``: y as observed, which is no Fisher information but ``GradientCovariance``: the tokens of a sample are summed.
 
     Class weights, weights of elements and ignored positions count as in the problem: they say how often a target counts.
 
-    Cost: a product takes about 1.5 to 3 gradients on kept graphs; ``"mc"`` keeps ``samples`` tensors of the size of the outputs.
+    Cost: a product takes about 1.5 to 3 gradients on kept graphs; ``"mc"`` keeps ``draws`` tensors of the size of the outputs.
 
     Args:
         problem: made with a criterion, or with ``from_loss`` of a model of transformers and batches that have ``labels``.
         kind: which targets.
-        samples: draws of each target, for ``"mc"``.
+        draws: of each target, for ``"mc"``.
         seed: of the draws, for ``"mc"``; they also depend on how the data is cut into batches.
 
     Raises:
@@ -51,7 +51,7 @@ class Fisher(ProblemOperator):
         >>> model = nn.Linear(3, 2)
         >>> problem = Problem(model, nn.CrossEntropyLoss(), [(torch.randn(8, 3), torch.randint(2, (8,)))])
         >>> v = torch.arange(8.0)
-        >>> sampled = Fisher(problem, kind="mc", samples=64).quadratic(v)
+        >>> sampled = Fisher(problem, kind="mc", draws=64).quadratic(v)
         >>> abs(sampled.value - Fisher(problem).quadratic(v).value) < 5 * sampled.stderr
         True
 
@@ -62,11 +62,11 @@ class Fisher(ProblemOperator):
 
     name = "fisher"
 
-    def __init__(self, problem: Problem, *, kind: Kind = "exact", samples: int = 8, seed: int = 0) -> None:
+    def __init__(self, problem: Problem, *, kind: Kind = "exact", draws: int = 8, seed: int = 0) -> None:
         if kind not in get_args(Kind):
             raise OperatorError(f"Expected kind to be one of {', '.join(map(repr, get_args(Kind)))}, found {kind!r}.")
-        if samples < 1:
-            raise OperatorError(f"Expected at least 1 sample of each target, found samples={samples}.")
+        if draws < 1:
+            raise OperatorError(f"Expected at least 1 draw of each target, found draws={draws}.")
         if kind == "empirical":
             refuse_coupled_samples(problem)
         else:
@@ -75,7 +75,7 @@ class Fisher(ProblemOperator):
                 raise no_density(self._outputs.loss)
         super().__init__(problem)
         self.kind: Kind = kind
-        self.samples = samples
+        self.draws = draws
         self.seed = seed
 
     def quadratic(self, v: Float[Tensor, " n"]) -> Estimate:
@@ -108,7 +108,7 @@ class Fisher(ProblemOperator):
         return Estimate(float(total.sum()) / weight, float(variance.sum()) ** 0.5 / weight)
 
     def _on(self: Same, problem: Problem) -> Same:
-        return type(self)(problem, kind=self.kind, samples=self.samples, seed=self.seed)
+        return type(self)(problem, kind=self.kind, draws=self.draws, seed=self.seed)
 
     def _mean_scale(self, weight: float, samples: int) -> float:
         return samples / weight**2 if self.kind == "empirical" else 1.0 / weight
@@ -125,7 +125,7 @@ class Fisher(ProblemOperator):
         generator = torch.Generator().manual_seed(
             self.seed * 1_000_003 + self.problem.ranks.rank * 500_009 + chunk.index
         )
-        scores = [predicted.score(predicted.sample(generator)) for _ in range(self.samples)]
+        scores = [predicted.score(predicted.sample(generator)) for _ in range(self.draws)]
         return SampledGraph(outputs, point.leaves, weight, predicted, scores)
 
 
