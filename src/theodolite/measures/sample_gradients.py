@@ -68,7 +68,7 @@ def sample_gradients(
         DataError: groups do not fit the data.
     """
     refuse_sharded(problem)
-    part, indices = _drawn(problem, samples, seed=seed)
+    part, indices = drawn(problem, samples, seed=seed)
     count, many = part.samples, len(problem.layout.layers)
     keep = many * count**2 <= LAYER_ENTRIES if layers is None else layers
     labels = None if groups is None else _labels(part, groups, indices, problem.samples)
@@ -94,12 +94,19 @@ def sample_gradients(
     return SampleGradients(fields, notes, count / problem.samples)
 
 
-def _drawn(problem: Problem, samples: int, *, seed: int) -> tuple[Problem, Int[np.ndarray, " b"]]:
-    """The part with that many samples, and their places in the data, in the order in which the part has them."""
+def drawn(problem: Problem, samples: int, *, seed: int) -> tuple[Problem, Int[np.ndarray, " b"]]:
+    """The part with that many samples, and their places in the data of this rank, in the order in which the part has them.
+
+    Args:
+        problem: the whole.
+        samples: how many at most, of all ranks together, each of which gives its share, rounded up.
+        seed: of the draw.
+    """
     if samples >= problem.samples:
-        return problem, np.arange(problem.samples)
+        return problem, np.arange(problem.samples_here)
     sizes = [problem.objective.samples(batch) for batch in problem.batches]
-    chosen, _ = first_samples(sizes, count=samples, seed=seed)
+    here = -(-samples * sum(sizes) // problem.samples)
+    chosen, _ = first_samples(sizes, count=here, seed=seed + problem.ranks.rank)
     places = torch.arange(sum(sizes)).split(sizes)
     # Drawn with the data, which joins pieces of batches by their shapes.
     numbered = Drawn(list(zip(problem.batches, places, strict=True)), sizes, chosen)

@@ -75,7 +75,7 @@ def group_alignment(gram: Gram, groups: Int[np.ndarray, " b"], names: tuple[str,
         lengths = np.sqrt(np.maximum(np.diagonal(dots), 0.0))
         shared = dots / np.multiply.outer(lengths, lengths)
         stderrs = _dot_stderrs(member, slopes, counts)
-        cosine_stderrs = _cosine_stderrs(gram, groups, slopes, dots, counts)
+        errors = cosine_stderrs(np.diagonal(gram), groups, slopes, dots)
     same = pairs(np.equal.outer(groups, groups).astype(np.float64)) > 0
     between_samples = pairs(cosines(gram))
     return GroupAlignment(
@@ -84,7 +84,7 @@ def group_alignment(gram: Gram, groups: Int[np.ndarray, " b"], names: tuple[str,
         dots,
         stderrs,
         shared,
-        cosine_stderrs,
+        errors,
         _mean(between_samples[same]),
         _mean(between_samples[~same]),
     )
@@ -108,23 +108,33 @@ def _dot_stderrs(
     return np.asarray(found)
 
 
-def _cosine_stderrs(
-    gram: Gram,
+def cosine_stderrs(
+    squares: Float[np.ndarray, " b"],
     groups: Int[np.ndarray, " b"],
     slopes: Float[np.ndarray, "b k"],
     dots: Float[np.ndarray, "k k"],
-    counts: Float[np.ndarray, " k"],
 ) -> Float[np.ndarray, "k k"]:
-    """Jackknife within each group; a cosine between a and b changes with the samples of both."""
-    squares = np.diagonal(dots)
+    """Jackknife within each group; a cosine between a and b changes with the samples of both.
+
+    Args:
+        squares: ‖g_i‖² of every sample.
+        groups: of every sample.
+        slopes: ⟨g_i, ḡ_b⟩ with the mean gradient of every group.
+        dots: ⟨ḡ_a, ḡ_b⟩.
+    """
+    lengths = np.diagonal(dots)
     variance = np.zeros_like(dots)
-    for a, count in enumerate(counts):
+    for a in range(len(dots)):
         mine = groups == a
+        count = int(mine.sum())
+        if count < 2:
+            variance[a] = variance[:, a] = np.nan
+            continue
         # Without sample i: ḡ_a' = (n ḡ_a − g_i)/(n − 1).
         others = (count * dots[a] - slopes[mine]) / (count - 1)
-        own = (count**2 * squares[a] - 2 * count * slopes[mine, a] + np.diagonal(gram)[mine]) / (count - 1) ** 2
-        left_out = others / np.sqrt(np.maximum(own, 0.0))[:, None] / np.sqrt(squares)
-        part = (count - 1) * left_out.var(axis=0) if count > 1 else np.full(len(counts), np.nan)
+        own = (count**2 * lengths[a] - 2 * count * slopes[mine, a] + squares[mine]) / (count - 1) ** 2
+        left_out = others / np.sqrt(np.maximum(own, 0.0))[:, None] / np.sqrt(lengths)
+        part = (count - 1) * left_out.var(axis=0)
         variance[a] += part
         variance[:, a] += part
     found = np.sqrt(variance)
