@@ -63,6 +63,15 @@ def test_noise_is_seeded() -> None:
     assert float(losses.neural_ndcg(S, Y, noise=0.1, seed=1)) != float(one)
 
 
+def test_draws_of_the_noise_are_averaged() -> None:
+    few, many = (
+        torch.stack([losses.neural_ndcg(S, Y, noise=0.5, draws=draws, seed=seed) for seed in range(60)])
+        for draws in (1, 16)
+    )
+    assert 16 / 3 < float(few.var() / many.var()) < 16 * 3  # an F ratio of 59 and 59 degrees is within a factor of 2
+    assert float(few.mean() - many.mean()) == pytest.approx(0, abs=4 * float(few.std()) / 60**0.5)
+
+
 def test_mixtures_should_be_less_confident() -> None:
     raw, mixed = torch.tensor([[5.0, 0], [1, 0]]), torch.tensor([[1.0, 0], [1, 0]])
     both = torch.tensor([True, True])

@@ -22,6 +22,7 @@ def neural_ndcg(
     padded: Bool[Tensor, "b n"] | None = None,
     sinkhorn_steps: int = 50,
     noise: float = 0.0,
+    draws: int = 32,
     seed: int = 0,
 ) -> Float[Tensor, ""]:
     """−NDCG with the sort replaced by a doubly stochastic matrix: exact for τ → 0.
@@ -29,7 +30,7 @@ def neural_ndcg(
     P_i = softmax_j(((n + 1 − 2i)s_j − Σ_l |s_j − s_l|)/τ), then Sinkhorn scaling; gains 2^y − 1 in both numerator and
     ideal (the released code uses two different ones in a branch).
 
-    Cost: n² numbers a list and step.
+    Cost: n² numbers a list, step and draw.
 
     Args:
         scores: one a document.
@@ -39,7 +40,8 @@ def neural_ndcg(
         transposed: weigh documents by their expected discount instead of ranks by their expected gain.
         padded: True for documents that do not exist.
         sinkhorn_steps: normalisations of columns and rows.
-        noise: β of Gumbel noise on log scores, one draw; 0.1 with several draws averaged is the stochastic form.
+        noise: β of Gumbel noise on log scores; 0.1 is the stochastic form of the paper, 0 is without.
+        draws: of the noise, averaged.
         seed: of the noise.
 
     Returns:
@@ -57,6 +59,7 @@ def neural_ndcg(
     s, y = widened(scores), widened(relevance)
     valid = torch.ones_like(s, dtype=torch.bool) if padded is None else ~padded
     if noise:
+        s, y, valid = (given.repeat_interleave(draws, 0) for given in (s, y, valid))
         s = _perturbed(s, valid, noise, seed)
     p = sinkhorn_scaled(soft_sort(s, valid, tau=tau), valid, sinkhorn_steps)
     gains = torch.where(valid, 2**y - 1, 0.0)
