@@ -173,9 +173,9 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without the checker of the tests
     with pytest.raises(ProblemError, match="one of 'none', 'weight', 'filter', 'layer', 'model', found 'filters'"):
         normalise(torch.ones(n), problem, how="filters")  # type: ignore[arg-type]
-    with pytest.raises(ProblemError, match="'filter', 'gaussian' or a vector, found 'hessian'"):
-        line(problem, direction="hessian")  # type: ignore[arg-type]
-    with pytest.raises(ProblemError, match="'trajectory' or two vectors, found 'pca'"):
+    with pytest.raises(ProblemError, match="'ggn' or a vector, found 'newton'"):
+        line(problem, direction="newton")  # type: ignore[arg-type]
+    with pytest.raises(ProblemError, match="'trajectory', two of 'filter', .* or vectors, found 'pca'"):
         plane(problem, directions="pca")  # type: ignore[arg-type]
 
 

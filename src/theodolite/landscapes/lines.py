@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
 
 import numpy as np
-from torch import Tensor
 
-from theodolite.errors import ProblemError
-from theodolite.landscapes.directions import (
-    as_direction,
-    filter_normalised,
-    flat_parameters,
-    gaussian,
-    length,
-)
+from theodolite.landscapes.directions import Direction, flat_parameters, length, named_direction
 from theodolite.landscapes.grids import Span, positions
 from theodolite.landscapes.readings import OnPoint, read, read_grid, stderrs
 from theodolite.landscapes.remarks import context, cost, kept, remarks
@@ -28,7 +19,7 @@ KEEP = 256 << 20  # bytes
 def line(
     problem: Problem,
     *,
-    direction: Literal["filter", "gaussian"] | Tensor | np.ndarray = "filter",
+    direction: Direction = "filter",
     points: int = 51,
     span: Span = (-1.0, 1.0),
     seed: int = 0,
@@ -42,15 +33,16 @@ def line(
     where the span contains it, and its loss is that of θ, bit for bit. BatchNorm uses the statistics that the mode of
     the problem says, stored ones by default.
 
-    Cost: one forward pass a point, one more where the span does not contain 0.
+    Cost: one forward pass a point, one more where the span does not contain 0; what a measured direction costs.
 
     Args:
         problem: what is surveyed.
-        direction: ``"filter"`` (Gaussian with the norms of the model's filters; biases and norm weights stay),
-            ``"gaussian"``, or a vector of n numbers in the order of ``named_parameters()``, used as it is.
+        direction: ``"filter"`` (Gaussian with the norms of the model's filters; biases and norm weights stay) or another name
+            that ``directions.named_direction`` knows (``"gaussian"``, ``"gradient"``, ``"hessian"``, …); or a vector of n numbers
+            in the order of ``named_parameters()``, used as it is, bare or as ``{name: vector}``.
         points: number of positions, evenly spaced on each side of 0.
         span: first and last position, in units of d.
-        seed: of a random direction.
+        seed: of a random direction or of Lanczos.
         keep_directions_below: bytes up to which the record keeps d; 256 MiB by default.
         on_point: called after every point with the number done and the number of all.
         step: optimiser step, kept in the record.
@@ -77,7 +69,8 @@ def line(
     started = time.perf_counter()
     parameters = flat_parameters(problem)
     alphas = positions(points, span)
-    vector, name = _direction(problem, direction, seed)
+    named = named_direction(problem, direction, seed=seed)
+    (vector,) = named.vectors
     center = read(problem, problem.point())
     readings = read_grid(problem, alphas[:, None], [vector], center=center, on_point=on_point)
     losses = np.array([reading.loss for reading in readings])
@@ -89,20 +82,10 @@ def line(
         stderrs=stderrs(readings, center=center),
         direction=None if directions is None else directions[0],
         direction_norm=length(vector),
-        name=name,
+        name=named.name,
         parameter_norm=length(parameters),
-        cost=cost([*readings, center], started=started),
-        seed=None if name == "given" else seed,
-        notes=(*remarks(readings, center), *dropped),
-        context=context(problem, name=name, center=center),
+        cost=named.cost + cost([*readings, center], started=started),
+        seed=seed if named.random else None,
+        notes=(*named.notes, *remarks(readings, center), *dropped),
+        context=context(problem, name=named.name, center=center),
     )
-
-
-def _direction(problem: Problem, direction: str | Tensor | np.ndarray, seed: int) -> tuple[Tensor, str]:
-    if not isinstance(direction, str):
-        return as_direction(direction, problem), "given"
-    if direction == "gaussian":
-        return gaussian(problem, seed=seed), direction
-    if direction == "filter":
-        return as_direction(filter_normalised(problem, seed=seed), problem), direction
-    raise ProblemError(f"Expected direction to be 'filter', 'gaussian' or a vector, found {direction!r}.")

@@ -13,9 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from theodolite.errors import ProblemError
 from theodolite.landscapes import trajectories
-from theodolite.landscapes.directions import as_direction, cosine, flat_parameters, length, random_pair
+from theodolite.landscapes.directions import Named, Pair, as_direction, cosine, flat_parameters, length, named_pair
 from theodolite.landscapes.grids import Spans, both
 from theodolite.landscapes.lines import KEEP
 from theodolite.landscapes.readings import OnPoint, Reading, at_parameters, read, read_grid, stderrs
@@ -27,13 +26,11 @@ from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
 from theodolite.records import Plane, Snapshot
 
-Vector = Tensor | np.ndarray
-
 
 def plane(
     problem: Problem,
     *,
-    directions: Literal["filter", "gaussian", "trajectory"] | tuple[Vector, Vector] = "filter",
+    directions: Literal["trajectory"] | Pair = "filter",
     points: int | tuple[int, int] = 51,
     span: Spans | None = None,
     seed: int = 0,
@@ -57,7 +54,8 @@ def plane(
         problem: what is surveyed.
         directions: ``"filter"`` (Gaussian with the norms of the model's filters; biases and norm weights stay) or
             ``"gaussian"``, the second made orthogonal to the first; ``"trajectory"``, the unit principal directions of
-            the trajectory; or two vectors of n numbers in the order of ``named_parameters()``, used as they are.
+            the trajectory; another name that ``directions.named_pair`` knows (``"hessian"``, …); or two, each a name or a vector of
+            n numbers in the order of ``named_parameters()``, used as they are; or ``{name: vector, name: vector}``.
         points: number of positions on each axis, or on both, evenly spaced on each side of 0.
         span: first and last position on both axes, in units of the directions, or a pair of those. By default (−1, 1),
             for ``"trajectory"`` what holds the path with a margin of 15 % of its extent.
@@ -93,7 +91,8 @@ def plane(
     started = time.perf_counter()
     parameters = flat_parameters(problem)
     snapshots, lost = _finite(trajectory, parameters)
-    (first, second), name = _pair(problem, directions, seed, snapshots, parameters)
+    named = _named(problem, directions, seed, snapshots, parameters)
+    (first, second), name = named.vectors, named.name
     angle = cosine(first, second)
     path = _path(snapshots, parameters, first, second)
     alphas, betas = both(points, _spans(span, name, path))
@@ -123,9 +122,9 @@ def plane(
         path_losses=None if path is None else np.array([reading.loss for reading in checkpoints]),
         path_distances=None if path is None else path.distances,
         explained=None if path is None else path.explained,
-        cost=cost([*readings, center, *checkpoints], started=started),
-        seed=seed if name in ("filter", "gaussian") else None,
-        notes=(*remarks(readings, center), *lost, *_statistics(problem, path), *dropped),
+        cost=named.cost + cost([*readings, center, *checkpoints], started=started),
+        seed=seed if named.random else None,
+        notes=(*named.notes, *remarks(readings, center), *lost, *_statistics(problem, path), *dropped),
         context=context(problem, name=name, center=center),
     )
 
@@ -167,29 +166,17 @@ def _finite(
     return kept, (f"{lost} of {len(snapshots)} snapshots are not finite and not on the path",) if lost else ()
 
 
-def _pair(
+def _named(
     problem: Problem,
-    directions: str | tuple[Vector, Vector],
+    directions: Literal["trajectory"] | Pair,
     seed: int,
     snapshots: Sequence[Snapshot],
     parameters: Float[Tensor, " n"],
-) -> tuple[tuple[Tensor, Tensor], str]:
-    pair: tuple[Vector, Vector]
-    name: str
-    match directions:
-        case "filter":
-            pair, name = random_pair(problem, seed=seed, how="filter"), directions
-        case "gaussian":
-            pair, name = random_pair(problem, seed=seed, how="none"), directions
-        case "trajectory":
-            pair, name = trajectories.trajectory(snapshots, center=to_numpy(parameters)).directions, directions
-        case (first, second):
-            pair, name = (first, second), "given"
-        case other:
-            raise ProblemError(
-                f"Expected directions to be 'filter', 'gaussian', 'trajectory' or two vectors, found {other!r}."
-            )
-    return (as_direction(pair[0], problem), as_direction(pair[1], problem)), name
+) -> Named:
+    if not (isinstance(directions, str) and directions == "trajectory"):
+        return named_pair(problem, directions, seed=seed)
+    principal = trajectories.trajectory(snapshots, center=to_numpy(parameters)).directions
+    return Named(vectors=tuple(as_direction(direction, problem) for direction in principal), name="trajectory")
 
 
 def _path(

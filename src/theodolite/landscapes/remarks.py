@@ -25,7 +25,7 @@ def cost(readings: Sequence[Reading], *, started: float) -> Cost:
 def context(problem: Problem, *, name: str, center: Reading) -> dict[str, Any]:
     """What was surveyed, and what its errors and directions rest on."""
     found = problem.context() | {"chunks": int((center.weights > 0).sum())}
-    if name == "filter":
+    if "filter" in name.split(", "):
         found["one_dimensional"] = "zero"
     return found
 

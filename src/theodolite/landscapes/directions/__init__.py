@@ -3,14 +3,16 @@
 from theodolite.landscapes.directions.curvature import eigenvectors
 from theodolite.landscapes.directions.drawn import filter_normalised, gaussian, random_pair, uniform
 from theodolite.landscapes.directions.moments import adam_moments, adam_step
-from theodolite.landscapes.directions.names import Named, named_direction, named_pair
+from theodolite.landscapes.directions.names import Direction, Named, Pair, named_direction, named_pair
 from theodolite.landscapes.directions.scales import frozen, normalise, orthogonal_pair
 from theodolite.landscapes.directions.slopes import ascent, gradient
 from theodolite.landscapes.directions.vectors import as_direction, cosine, flat_parameters, length
 from theodolite.operators.updates import next_update as update
 
 __all__ = [
+    "Direction",
     "Named",
+    "Pair",
     "adam_moments",
     "adam_step",
     "as_direction",

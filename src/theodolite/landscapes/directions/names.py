@@ -22,7 +22,7 @@ from theodolite.records.text import number
 Vector = Tensor | np.ndarray
 Name = Literal["filter", "gaussian", "uniform", "gradient", "ascent", "hessian", "hessian-smallest", "ggn"]
 PairName = Literal["filter", "gaussian", "uniform", "hessian", "hessian-ends", "ggn"]
-Single = Name | Vector | Mapping[str, Vector]
+Direction = Name | Vector | Mapping[str, Vector]
 Pair = PairName | tuple[Name | Vector, Name | Vector] | Mapping[str, Vector]
 
 RANDOM = ("filter", "gaussian", "uniform")
@@ -57,7 +57,7 @@ class Named:
     cost: Cost = field(default_factory=Cost)
 
 
-def named_direction(problem: Problem, direction: Single, *, seed: int) -> Named:
+def named_direction(problem: Problem, direction: Direction, *, seed: int) -> Named:
     """One direction by its name, or a vector as it is.
 
     Args:
@@ -108,7 +108,7 @@ def named_pair(problem: Problem, directions: Pair, *, seed: int) -> Named:
         return _of_two(problem, directions, seed=seed)
     if directions not in PAIRS:
         raise ProblemError(
-            f"Expected directions to be {_listed(PAIRS)}, two of {_listed(SINGLES)} or vectors, found {directions!r}."
+            f"Expected directions to be {_listed(PAIRS)}, 'trajectory', two of {_listed(SINGLES)} or vectors, found {directions!r}."
         )
     if directions in EIGENVECTORS:
         return _eigenvectors(problem, directions, k=2, seed=seed)
