@@ -479,11 +479,15 @@ class Problem:
         named = dict(zip(self.layout.names, point.leaves, strict=True)) | dict(point.constants)
         named |= point.fresh_buffers() if buffers is None else buffers
         with self.session():
-            seed_everything(self.seed * 1_000_003 + self.ranks.rank * 500_009 + chunk)
+            self.reseed(chunk)
             result: T = torch.func.functional_call(
                 _Scene(self.model), {f"model.{name}": tensor for name, tensor in named.items()}, (function,)
             )
         return result
+
+    def reseed(self, chunk: int) -> None:
+        """Set all random numbers to those of a chunk on this rank, for evaluations that share one ``call``."""
+        seed_everything(self.seed * 1_000_003 + self.ranks.rank * 500_009 + chunk)
 
     def evaluate(self, chunk: Chunk, point: Point, *, grad: bool = True) -> tuple[Float[Tensor, ""], float]:
         """Total and weight of one chunk."""
