@@ -1,0 +1,161 @@
+"""Losses along curves between two checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from theodolite.errors import ProblemError
+from theodolite.landscapes.paths.curve import Curve, straight
+from theodolite.landscapes.paths.derivatives import predicted_deviations
+from theodolite.landscapes.paths.profiles import Profile, Statistics, read_profile
+from theodolite.landscapes.paths.traveller import Checkpoint, State, Traveller
+from theodolite.landscapes.readings import Reading
+from theodolite.problem import Problem
+from theodolite.records import Cost, Path
+
+
+def path(
+    problem: Problem,
+    start: Checkpoint,
+    end: Checkpoint,
+    *,
+    points: int = 21,
+    batchnorm: Statistics | tuple[Statistics, ...] | None = None,
+    curves: Mapping[str, Curve] | None = None,
+    predict: bool = True,
+    step: int | None = None,
+) -> Path:
+    """Losses on the way from one checkpoint to another, in a straight line and along given curves.
+
+    The model of the problem is not written to. The losses at t = 0 and t = 1 are those of the checkpoints, bit for bit.
+
+    Cost: one forward pass a position and profile, two with recalibration; 2 gradients and 2 products with ``predict``; the
+    memory of one more model and of the checkpoints.
+
+    Args:
+        problem: whose loss and data are read; give one on test data for the losses of those.
+        start: at t = 0: a state dict, a module, a checkpoint file, a ``Snapshot``, or a flat vector of the selected
+            parameters in the order of ``named_parameters()``, which has the statistics of BatchNorm of the model.
+        end: at t = 1.
+        points: number of positions, evenly spaced; an odd number has the middle among them.
+        batchnorm: statistics of BatchNorm between the ends: ``"interpolated"`` like parameters, ``"stored"`` those of the
+            nearer end, ``"recalibrated"`` on the data at every position; several give a profile each. By default
+            interpolated and recalibrated where the model has stored statistics.
+        curves: by name, as made by ``bezier`` and ``chain``, or by ``straight`` to a matched end. Bent ones are read with
+            recalibrated statistics alone, as none are stored for what lies between.
+        predict: whether the barrier of the line is predicted from both ends.
+        step: optimiser step, kept in the record.
+
+    Returns:
+        The profiles with their barriers by each definition in use, with errors from the data.
+
+    Raises:
+        ProblemError: too few points, or checkpoints that differ in what the problem does not select.
+        CheckpointError: a checkpoint does not fit the model.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> first, second = nn.Linear(3, 1), nn.Linear(3, 1)
+        >>> problem = Problem(first, nn.MSELoss(), [(torch.randn(8, 3), torch.randn(8, 1)) for _ in range(4)])
+        >>> found = path(problem, first, second)
+        >>> found.barrier().value  # a convex loss has none
+        0.0
+
+    References:
+        Goodfellow, Vinyals & Saxe, "Qualitatively characterizing neural network optimization problems" (2015); Frankle,
+        Dziugaite, Roy & Carbin, "Linear mode connectivity and the lottery ticket hypothesis" (2020); Draxler, Veschgini,
+        Salmhofer & Hamprecht, "Essentially no barriers in neural network energy landscape" (2018).
+    """
+    started = time.perf_counter()
+    if points < 3:
+        raise ProblemError(f"Expected at least 3 points, both ends and one between them, found {points}.")
+    traveller = Traveller(problem)
+    first, last = traveller.state_of(start), traveller.state_of(end)
+    refuse_unselected(traveller, first, last)
+    ts = np.linspace(0.0, 1.0, points)
+    profiles = _profiles(traveller, straight(first, last), ts, batchnorm, curves or {})
+    predicted = predicted_deviations(traveller, first, last, ts) if predict else (None, None)
+    readings = [reading for profile in profiles for reading in profile.readings]
+    return Path(
+        step=step,
+        ts=ts,
+        profiles=tuple(profile.name for profile in profiles),
+        losses=np.stack([profile.losses for profile in profiles]),
+        stderrs=np.stack([profile.stderrs(ts) for profile in profiles]),
+        height_stderrs=np.stack([profile.height_stderrs(ts) for profile in profiles]),
+        distances=np.array([profile.distance for profile in profiles]),
+        predicted=predicted[0],
+        predicted_stderrs=predicted[1],
+        cost=_cost(profiles, predict=predict, started=started),
+        notes=(*(note for profile in profiles for note in profile.notes), *remarks(readings)),
+        context=problem.context() | {"chunks": int((readings[0].weights > 0).sum())},
+    )
+
+
+def refuse_unselected(traveller: Traveller, first: State, last: State) -> None:
+    """Refuse two states between which more changes than the selected parameters.
+
+    Raises:
+        ProblemError: they differ in another parameter.
+    """
+    constants = traveller.problem.point().constants
+    differing = [name for name in constants if not bool((first[name] == last[name]).all())]
+    if differing:
+        raise ProblemError(
+            f"Expected checkpoints that differ in the {len(traveller.problem.layout.names)} selected parameters alone, found "
+            f"{len(differing)} others that differ ({', '.join(differing[:4])}{', …' if len(differing) > 4 else ''}). Select "
+            "them too, with requires_grad_(True) where they are frozen."
+        )
+
+
+def remarks(readings: list[Reading]) -> tuple[str, ...]:
+    """What errors lack, if they lack something."""
+    if (readings[0].weights > 0).sum() < 2:
+        return ("the data are a single chunk, so the error from the data is not known; cut them into batches",)
+    return ()
+
+
+def _profiles(
+    traveller: Traveller,
+    line: Curve,
+    ts: np.ndarray,
+    batchnorm: Statistics | tuple[Statistics, ...] | None,
+    curves: Mapping[str, Curve],
+) -> list[Profile]:
+    policies = _policies(traveller, batchnorm)
+    ends = [traveller.read(line.at(t)) for t in (0.0, 1.0)]
+    found = [
+        read_profile(traveller, line, ts, name=_named("linear", policy), statistics=policy, ends=ends)
+        for policy in policies
+    ]
+    for name, curve in curves.items():
+        bent = len(curve.controls) > 2
+        ways: tuple[Statistics, ...] = ("recalibrated",) if bent and traveller.statistics else policies
+        found += [read_profile(traveller, curve, ts, name=_named(name, policy), statistics=policy) for policy in ways]
+    return found
+
+
+def _policies(traveller: Traveller, batchnorm: Statistics | tuple[Statistics, ...] | None) -> tuple[Statistics, ...]:
+    known: tuple[Statistics, ...] = ("interpolated", "stored", "recalibrated")
+    asked = known[::2] if batchnorm is None else (batchnorm,) if isinstance(batchnorm, str) else batchnorm
+    if not asked or any(policy not in known for policy in asked):
+        raise ProblemError(f"Expected batchnorm to be among {', '.join(map(repr, known))}, found {batchnorm!r}.")
+    return asked if traveller.statistics else ("interpolated",)
+
+
+def _named(name: str, policy: Statistics) -> str:
+    return name if policy == "interpolated" else f"{name}, {policy}"
+
+
+def _cost(profiles: list[Profile], *, predict: bool, started: float) -> Cost:
+    taken = {id(reading) for profile in profiles for reading in profile.readings}
+    return Cost(
+        forwards=float(len(taken) + sum(profile.passes for profile in profiles)),
+        gradients=2.0 * predict,
+        products=2.0 * predict,
+        seconds=time.perf_counter() - started,
+    )

@@ -1,0 +1,37 @@
+"""The same problem on a model of its own, which may be written to."""
+
+from __future__ import annotations
+
+import copy
+
+from theodolite.errors import ProblemError
+from theodolite.problem.problem import Problem
+
+
+def on_copy(problem: Problem) -> Problem:
+    """The problem on a copy of its model, in the type that it computes in; criterion and data are shared.
+
+    What is written to the copy, the user's model never sees.
+
+    Cost: the memory of one model.
+
+    Args:
+        problem: whose model is copied.
+
+    Raises:
+        ProblemError: the model cannot be copied.
+    """
+    other = problem.replace()
+    try:
+        other.model = copy.deepcopy(problem.model)
+    except Exception as error:
+        raise ProblemError(
+            f"Expected a model that can be copied, as paths between checkpoints need one to write to, found "
+            f"{type(problem.model).__name__}, of which copy.deepcopy fails: {error}. Build the model without tensors that "
+            "are results of others, such as weights made by the older weight norm hook."
+        ) from error
+    if problem.cast is not None:
+        other.model.to(problem.cast)
+    named = dict(other.model.named_parameters())
+    other._selected = {name: named[name] for name in problem.layout.names}
+    return other
