@@ -2,52 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from theodolite.landscapes.reading import Reading as Reading
+from theodolite.landscapes.sweep import AS_IT_IS, Manner, Write, assign, move, sweep
 from theodolite.problem import Point, Problem
 from theodolite.records.jackknife import jackknife_stderr
 
 OnPoint = Callable[[int, int], None]
+Beside = Mapping[str, tuple[Problem, Manner]]
+# Points share one call of the model while they take less than this together: its entry costs as much as a small forward pass,
+# and progress is told, and readings are kept, between calls.
+BLOCK_SECONDS, MOST = 0.2, 64
 
 
-@dataclass(frozen=True)
-class Reading:
-    """The loss at one point.
-
-    Args:
-        loss: Σ totals / divisor.
-        totals: of each chunk of the data.
-        weights: of each chunk.
-        divisor: Σ weights, 1 for a criterion that sums.
-    """
-
-    loss: float
-    totals: Float[np.ndarray, " c"]
-    weights: Float[np.ndarray, " c"]
-    divisor: float
-
-    @property
-    def left_out(self) -> Float[np.ndarray, " c"]:
-        """The loss without each chunk, whose share of the weight its divisor lacks; NaN where nothing else weighs."""
-        whole = self.weights.sum()
-        with np.errstate(all="ignore"):  # NaN and infinity are readings
-            return np.asarray((self.totals.sum() - self.totals) / ((whole - self.weights) / whole * self.divisor))
-
-
-def read(problem: Problem, point: Point) -> Reading:
+def read(problem: Problem, point: Point, *, manner: Manner = AS_IT_IS) -> Reading:
     """The loss at a point.
 
     Cost: one forward pass.
     """
-    totals, weights = problem.totals(point)
-    divisor = problem.total_weight(weights)
-    return Reading(float(totals.sum()) / divisor, totals.numpy(), weights.numpy(), divisor)
+    return sweep(problem, [partial(assign, values=[leaf.detach() for leaf in point.leaves])], manner=manner)[0]
 
 
 def read_grid(
@@ -57,6 +37,8 @@ def read_grid(
     *,
     center: Reading,
     on_point: OnPoint | None = None,
+    manner: Manner = AS_IT_IS,
+    also: Beside | None = None,
 ) -> list[Reading]:
     """The loss at θ + Σ coordinates · directions, one reading a row of coordinates, in their order.
 
@@ -68,15 +50,62 @@ def read_grid(
         directions: k of them.
         center: reading at θ.
         on_point: called after every point with the number done and the number of all.
+        manner: how points are read.
+        also: problems of the same model on other data, and how to read them, whose readings stand among the scalars.
     """
-    axes = [problem.layout.unflatten(direction) for direction in directions]
     readings = []
-    for done, position in enumerate(coordinates, start=1):
-        at_center = not position.any()
-        readings.append(center if at_center else read(problem, _displaced(problem, axes, position.tolist())))
+    for reading in points_of(problem, coordinates, directions, center=center, manner=manner, also=also):
+        readings.append(reading)
         if on_point is not None:
-            on_point(done, len(coordinates))
+            on_point(len(readings), len(coordinates))
     return readings
+
+
+def points_of(
+    problem: Problem,
+    coordinates: Float[np.ndarray, "g k"],
+    directions: Sequence[Float[Tensor, " n"]],
+    *,
+    center: Reading,
+    manner: Manner = AS_IT_IS,
+    also: Beside | None = None,
+) -> Iterator[Reading]:
+    """As ``read_grid``, each reading as soon as its block is done."""
+    base = [leaf.detach() for leaf in problem.point().leaves]
+    axes = [problem.layout.unflatten(direction) for direction in directions]
+    size = start = 0
+    while start < len(coordinates):
+        block = coordinates[start : start + max(size, 1)]
+        places = [index for index, position in enumerate(block) if position.any()]
+        writes = [move(base, axes, block[index].tolist()) for index in places]
+        begin = time.perf_counter()
+        found = dict(zip(places, read_all(problem, writes, manner=manner, also=also), strict=True))
+        if places and not manner.quantities.gradient:  # whose rows would pile up
+            size = fitting(problem, (time.perf_counter() - begin) / len(places))
+        start += len(block)
+        yield from (found.get(index, center) for index in range(len(block)))
+
+
+def read_all(
+    problem: Problem,
+    writes: Sequence[Write],
+    *,
+    manner: Manner = AS_IT_IS,
+    also: Beside | None = None,
+) -> list[Reading]:
+    """Readings of a problem with those of others on other data among its scalars, under their names."""
+    if not writes:
+        return []
+    readings = sweep(problem, writes, manner=manner)
+    for name, (other, how) in (also or {}).items():
+        beside = sweep(other, writes, manner=how)
+        readings = [_joined(reading, name, there) for reading, there in zip(readings, beside, strict=True)]
+    return readings
+
+
+def fitting(problem: Problem, seconds: float) -> int:
+    """How many points of so many seconds share a call; the same on all ranks, which enter it together."""
+    return MOST if problem.ranks.size > 1 else int(min(max(BLOCK_SECONDS / max(seconds, 1e-9), 1), MOST))
 
 
 def at_parameters(problem: Problem, flat: Float[Tensor, " n"]) -> Point:
@@ -96,22 +125,32 @@ def stderrs(readings: Sequence[Reading], *, center: Reading) -> Float[np.ndarray
         center: at θ, on the same chunks.
 
     Returns:
-        One for each reading: 0 at the centre, NaN where a loss is not finite or the data are a single chunk.
+        One for each reading: 0 at the centre, NaN where a loss is not finite or the data are a single chunk, and where a
+        point was read no further than its first chunk.
 
     References:
         Busing, Meijer & van der Leeden, "Delete-m jackknife for unequal m" (1999).
     """
+    unknown = np.full(len(center.weights), np.nan)
     with np.errstate(invalid="ignore"):  # infinity − infinity is a reading, NaN
-        left_out = np.stack([reading.left_out - center.left_out for reading in readings], axis=1)
+        left_out = np.stack(
+            [
+                reading.left_out - center.left_out if len(reading.weights) == len(center.weights) else unknown
+                for reading in readings
+            ],
+            axis=1,
+        )
         whole = np.array([reading.loss - center.loss for reading in readings])
     return jackknife_stderr(left_out, whole=whole, weights=center.weights)
 
 
-@torch.no_grad()
-def _displaced(problem: Problem, axes: Sequence[tuple[Tensor, ...]], position: Sequence[float]) -> Point:
-    """θ + Σ position · axes. Every parameter gets memory of its own: kernels are slower on views that are not aligned."""
-    leaves = tuple(leaf.detach().clone() for leaf in problem.point().leaves)
-    for axis, scale in zip(axes, position, strict=True):
-        for leaf, part in zip(leaves, axis, strict=True):
-            leaf.add_(part, alpha=scale)
-    return problem.displaced(leaves)
+def _joined(reading: Reading, name: str, other: Reading) -> Reading:
+    scalars = {f"{name} loss": other} | {f"{name} {each}": found for each, found in other.scalars.items()}
+    return Reading(
+        reading.loss,
+        reading.totals,
+        reading.weights,
+        reading.divisor,
+        {**reading.scalars, **scalars},
+        reading.partial,
+    )
