@@ -175,7 +175,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         normalise(torch.ones(n), problem, how="filters")  # type: ignore[arg-type]
     with pytest.raises(ProblemError, match="'ggn' or a vector, found 'newton'"):
         line(problem, direction="newton")  # type: ignore[arg-type]
-    with pytest.raises(ProblemError, match="'trajectory', two of 'filter', .* or vectors, found 'pca'"):
+    with pytest.raises(ProblemError, match=r"'trajectory', two of 'filter', .* or vectors, found 'pca'"):
         plane(problem, directions="pca")  # type: ignore[arg-type]
 
 

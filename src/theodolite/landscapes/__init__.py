@@ -1,8 +1,20 @@
 """From a problem to losses along lines and over planes."""
 
+from theodolite.landscapes import directions
+from theodolite.landscapes.adameq import adameq
 from theodolite.landscapes.directions import filter_normalised, gaussian, normalise
 from theodolite.landscapes.lines import line
 from theodolite.landscapes.planes import plane
 from theodolite.landscapes.trajectories import PrincipalDirections, trajectory
 
-__all__ = ["PrincipalDirections", "filter_normalised", "gaussian", "line", "normalise", "plane", "trajectory"]
+__all__ = [
+    "PrincipalDirections",
+    "adameq",
+    "directions",
+    "filter_normalised",
+    "gaussian",
+    "line",
+    "normalise",
+    "plane",
+    "trajectory",
+]

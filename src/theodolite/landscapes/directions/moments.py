@@ -35,14 +35,14 @@ def adam_moments(
         ProblemError: parameters are missing, which it names, or all are.
     """
     first, second = (torch.zeros(problem.n, dtype=problem.dtype, device=problem.device) for _ in range(2))
-    found = {}
+    found = set()
     for _, members in held_by(optimizer, problem):
         for parameter, where in members:
             state = optimizer.state.get(parameter, {})
             if "exp_avg" in state and "exp_avg_sq" in state:
                 first[where], second[where] = (_flat(state[key], first) for key in ("exp_avg", "exp_avg_sq"))
-                found[where.start] = where
-    _refuse_missing(problem, optimizer, set(found), missing)
+                found.add(where.start)
+    _refuse_missing(problem, optimizer, found, missing)
     return first, second
 
 
@@ -87,12 +87,17 @@ def adam_step(
                 continue
             if gradient is not None:
                 held = _moved_on(
-                    held, gradient[where].to(parameter), parameter, group, decoupled=_decoupled(optimizer, group)
+                    held, gradient[where].to(parameter), parameter, group, decoupled=decays_apart(optimizer, group)
                 )
             step[where] = _flat(_displacement(held, group), step)
             found.add(where.start)
     _refuse_missing(problem, optimizer, found, missing)
     return step
+
+
+def decays_apart(optimizer: Optimizer, group: Group) -> bool:
+    """Whether weight decay is decoupled: taken from the weights, not added to the gradient."""
+    return isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay", False))
 
 
 def _flat(moment: Tensor, like: Tensor) -> Float[Tensor, " _"]:
@@ -106,10 +111,6 @@ def _state(optimizer: Optimizer, parameter: Tensor, *, zero: bool) -> dict[str, 
         return state
     nothing = torch.zeros_like(parameter, requires_grad=False)
     return {"step": 0.0, "exp_avg": nothing, "exp_avg_sq": nothing, "max_exp_avg_sq": nothing} if zero else None
-
-
-def _decoupled(optimizer: Optimizer, group: Group) -> bool:
-    return isinstance(optimizer, AdamW) or bool(group.get("decoupled_weight_decay", False))
 
 
 @torch.no_grad()
