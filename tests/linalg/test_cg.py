@@ -80,6 +80,10 @@ def test_negative_or_zero_curvature_is_reported(eigenvalue: float) -> None:
     assert solution.converged.tolist() == [False, True]
     assert "column 0: negative or zero curvature, pᵀAp/pᵀp = " in solution.message
     assert "column 1: converged" in solution.message
+    many = cg(A, b[:, [1, 1, 1, 1, 0]], tol=1e-10).message
+    assert many.startswith("column 4: negative or zero curvature")
+    assert many.endswith("; and 2 more of 5 columns")
+    assert many.count("column ") == 3
     assert torch.isfinite(solution.x).all()
     # The column that went on is solved, the other keeps its last iterate on the way down.
     torch.testing.assert_close(solution.x[:, 1], torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from problem import mistakes
 from theodolite.errors import (
     DataError,
     DerivativeError,
@@ -414,3 +419,13 @@ def test_slightly_unequal_counts_of_valid_tokens_are_seen() -> None:
 
     with pytest.raises(ProblemError, match=r"mean over samples, found .* as the mean of its parts"):
         Problem(model, mean_over_valid, [(inputs, targets)]).loss()
+
+
+def test_common_mistakes_are_named_with_the_way_out() -> None:
+    run = subprocess.run([sys.executable, mistakes.__file__], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout)
+    for name, (_, kind, pattern) in mistakes.MISTAKES.items():
+        found, message = said[name]
+        assert found == kind, f"{name}: {found}: {message}"
+        assert re.search(pattern, message), f"{name}: {message}"

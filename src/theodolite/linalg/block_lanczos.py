@@ -14,6 +14,7 @@ from torch import Tensor
 from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
 from theodolite.linalg.basis import NOISE, Basis, orthonormal_rows, thin_qr
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.iteration import EXTRA_STEPS, NOVELTY, checked_start, rows_in_memory, size_of_sensible
 from theodolite.linalg.krylov import Ritz
 from theodolite.linalg.lanczos import Eigenpairs
@@ -73,6 +74,7 @@ def block_lanczos(
         Golub, Underwood (1977), The block Lanczos method for computing eigenvalues.
     """
     n = size_of_sensible(A, k=k, which=which, tol=tol)
+    refuse_fractions(block=block, max_products=max_products)
     limit = (10 * k + 200) * block if max_products is None else max_products
     if not 1 <= block <= n or limit < max(k, block):
         raise OperatorError(

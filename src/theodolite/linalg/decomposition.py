@@ -14,6 +14,7 @@ from torch import Tensor
 from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
 from theodolite.linalg.basis import Basis
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.deflation import deflated_rule
 from theodolite.linalg.integrals import Integral, integrate
 from theodolite.linalg.iteration import iterate
@@ -144,6 +145,7 @@ def decompose(
         Chen, Hallman (2023), Krylov-aware stochastic trace estimation.
         Chen, Trogdon, Ubaru (2021), Analysis of stochastic Lanczos quadrature for spectrum approximation.
     """
+    refuse_fractions(probes=probes)
     if probes < 1:
         raise OperatorError(f"The complement of the basis needs at least one probe, found probes={probes}.")
     run = iterate(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
 from theodolite.linalg.probes import Probes
@@ -75,6 +76,7 @@ def diagonal(
     """
     if not A.symmetric:
         raise OperatorError(f"The diagonal by probes is that of a symmetric operator, {A!r} does not claim to be.")
+    refuse_fractions(probes=probes)
     if probes < 1:
         raise OperatorError(f"The diagonal takes at least one probe, found probes={probes}.")
     values, V = projected_out(A, deflate)

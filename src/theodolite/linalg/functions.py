@@ -14,6 +14,7 @@ from torch import Tensor
 
 from theodolite.errors import NonFiniteError, OperatorError
 from theodolite.linalg import vectors
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.krylov import Krylov, Ritz
 from theodolite.linalg.operator import LinearOperator, bytes_in_words
 
@@ -128,6 +129,7 @@ def _limit(A: LinearOperator, v: Tensor, *, tol: float, max_products: int | None
         )
     if not bool(torch.isfinite(v).all()):
         raise NonFiniteError(f"v has {int((~torch.isfinite(v)).sum())} entries that are NaN or infinite.")
+    refuse_fractions(max_products=max_products)
     if not tol > 0:
         raise OperatorError(f"tol is a positive relative error, found {tol}.")
     rows = memory // (n * A.dtype.itemsize) - WORK_VECTORS

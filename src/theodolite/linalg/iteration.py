@@ -12,6 +12,7 @@ from torch import Tensor
 
 from theodolite.errors import NonFiniteError, OperatorError
 from theodolite.linalg import vectors
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.krylov import Krylov, Ritz
 from theodolite.linalg.operator import LinearOperator, bytes_in_words
 from theodolite.linalg.probes import Probes
@@ -60,6 +61,7 @@ def iterate(
 ) -> Iteration:
     """Run Lanczos as ``lanczos`` states it, and for at least ``steps`` steps unless the space closes or memory ends."""
     n = size_of_sensible(A, k=k, which=which, tol=tol)
+    refuse_fractions(steps=steps, max_products=max_products)
     limit = max(10 * k + 200, steps) if max_products is None else max_products
     if limit < k:
         raise OperatorError(f"{k} eigenpairs take at least {k} products, found max_products={max_products}.")
@@ -100,6 +102,7 @@ def size_of_sensible(A: LinearOperator, *, k: int, which: str, tol: float) -> in
             f"Lanczos needs a symmetric operator, {A!r} does not claim to be. Pass symmetric=True where it was made."
         )
     n = A.shape[0]
+    refuse_fractions(k=k)
     if not 1 <= k <= n:
         raise OperatorError(f"{A!r} has {n} eigenpairs, found k={k}; ask for 1 to {n}.")
     if which not in get_args(Which):

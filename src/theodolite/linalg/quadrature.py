@@ -15,6 +15,7 @@ from torch import Tensor
 from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
 from theodolite.linalg.basis import NOISE
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
 from theodolite.linalg.probes import Distribution, Probes
@@ -111,6 +112,7 @@ def slq(
     """
     if not A.symmetric:
         raise OperatorError(f"Quadrature needs a symmetric operator, {A!r} does not claim to be.")
+    refuse_fractions(probes=probes, steps=steps)
     if probes < 1 or steps < 1:
         raise OperatorError(f"Quadrature needs at least one probe and one step, found {probes=}, {steps=}.")
     n = A.shape[0]

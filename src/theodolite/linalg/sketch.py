@@ -12,6 +12,7 @@ from torch import Tensor
 
 from theodolite.errors import OperatorError
 from theodolite.linalg.basis import thin_qr
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
 from theodolite.linalg.probes import Probes
 
@@ -69,6 +70,7 @@ def sketch_vectors(
     """Gaussian vectors for a sketch, one a column, if the question can be answered."""
     if A.shape[0] != A.shape[1]:
         raise OperatorError(f"Only a square operator has a trace and a diagonal, found {A!r}.")
+    refuse_fractions(products=products)
     n = A.shape[0]
     if products < least or count > n:
         raise OperatorError(

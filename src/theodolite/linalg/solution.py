@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from theodolite.errors import NonFiniteError, OperatorError
 from theodolite.linalg import vectors
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.operator import LinearOperator, finite_product
 
 DEFAULT_STEPS = 500
+NAMED = 3  # columns whose end a message tells one by one
 LEAST_GAIN = 0.5  # a restart from the true residual that gains less has met rounding
 
 
@@ -163,8 +166,18 @@ def solve(
         converged=(run.residual <= tol).reshape(shape),
         negative_curvature=run.negative.reshape(shape),
         products=run.products,
-        message="; ".join(f"column {i}: {fate}" if columns > 1 else fate for i, fate in enumerate(run.fates)),
+        message=_outcome(run.fates, (run.residual <= tol).tolist()),
     )
+
+
+def _outcome(fates: Sequence[str], converged: Sequence[bool]) -> str:
+    """How the columns ended: a few by name, those that were not solved before the others."""
+    if len(fates) == 1:
+        return fates[0]
+    order = sorted(range(len(fates)), key=lambda i: converged[i])
+    named = [f"column {i}: {fates[i]}" for i in order[:NAMED]]
+    more = len(fates) - len(named)
+    return "; ".join([*named, f"and {more:,} more of {len(fates):,} columns"] if more else named)
 
 
 def _refuse_misfits(
@@ -191,6 +204,7 @@ def _refuse_misfits(
 
 def _product_limit(columns: int, max_products: int | None) -> int:
     """How many products there may be, enough for a step and a check of each right-hand side."""
+    refuse_fractions(max_products=max_products)
     limit = DEFAULT_STEPS * columns if max_products is None else max_products
     if limit < 2 * columns:
         raise OperatorError(

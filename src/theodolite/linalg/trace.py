@@ -15,6 +15,7 @@ from torch import Tensor
 from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
 from theodolite.linalg.basis import orthonormal_rows
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
 from theodolite.linalg.probes import Probes, mean_with_stderr
@@ -136,6 +137,7 @@ def hutchinson(
         Hutchinson (1990), A stochastic estimator of the trace of the influence matrix.
     """
     _refuse_oblong(A)
+    refuse_fractions(probes=probes)
     if probes < 1:
         raise OperatorError(f"Hutchinson's estimator needs at least one probe, found probes={probes}.")
     stream = Probes(A, seed=seed, distribution="rademacher")
@@ -186,6 +188,7 @@ def hutchpp(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 2*
         Meyer, Musco, Musco, Woodruff (2021), Hutch++: optimal stochastic trace estimation.
     """
     n = _refuse_oblong(A)
+    refuse_fractions(products=products)
     if products < 3:
         raise OperatorError(f"Hutch++ needs at least 3 products (sketch, its trace, remainder), found {products}.")
     stream, size = Probes(A, seed=seed, distribution="rademacher"), block_size(A, memory)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from theodolite.linalg import BlockDiagonal, LinearOperator
 from theodolite.operators.pullbacks import Pullbacks
+from theodolite.operators.subject import refuse_no_problem
 from theodolite.problem import Problem
 from theodolite.records import Cost
 
@@ -34,6 +35,7 @@ class BlockwiseCurvature(LinearOperator):
     """
 
     def __init__(self, problem: Problem, *, kind: str = "exact", draws: int = 1, seed: int = 0) -> None:
+        refuse_no_problem(problem, operator=type(self).__name__)
         super().__init__(shape=(problem.n, problem.n), dtype=problem.dtype, device=problem.device, symmetric=True)
         started = time.perf_counter()
         self.kind = kind

@@ -16,7 +16,8 @@ from theodolite.operators.graphs import GradientGraph, OutputGraph, Tensors
 from theodolite.operators.memory import counting_saved_bytes
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.data import move, split
-from theodolite.problem.problem import gradients, non_finite_loss
+from theodolite.problem.finite import non_finite_loss
+from theodolite.problem.problem import gradients
 
 PIECE, FEWEST = 16, 8
 # Steps relative to 1 + ‖θ‖, in the order in which they are tried. A kink of ReLU or max-pooling is crossed inside a step
@@ -215,7 +216,7 @@ def _gradient(problem: Problem, model: nn.Module, piece: Chunk, point: Point, *,
     """Gradient of the mean over the piece, so that scales do not depend on how many samples it has."""
     total, weight = problem.objective.evaluate(model, piece.batch)
     if not torch.isfinite(total):
-        raise non_finite_loss(float(total.detach()), where="the first batch")
+        raise non_finite_loss(float(total.detach()), where="the first batch", parameters=problem.parameters)
     return gradients(total / max(weight, 1e-12), point.leaves, create_graph=create_graph)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from theodolite.errors import OperatorError
 from theodolite.operators.graphs import Graph, SandwichGraph
 from theodolite.operators.problem_operator import ProblemOperator
+from theodolite.operators.subject import refuse_no_problem
 from theodolite.problem import Chunk, Point, Problem
 
 Same = TypeVar("Same", bound="GradientCovariance")
@@ -94,6 +95,7 @@ def refuse_coupled_samples(problem: Problem) -> None:
     Raises:
         OperatorError: the model or the criterion couples the samples of a batch.
     """
+    refuse_no_problem(problem, operator="GradientCovariance")
     if problem.objective.couples():
         raise OperatorError(
             "Per-sample gradients are not defined with a criterion that couples the samples of a batch, such as a "

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from theodolite.operators.graphs import Graph, Tensors
 from theodolite.problem import Chunk, Point, Problem
-from theodolite.problem.problem import gradients, non_finite_loss
+from theodolite.problem.finite import non_finite_loss
+from theodolite.problem.problem import gradients
 
 
 class DifferenceGraph(Graph):
@@ -21,7 +22,7 @@ class DifferenceGraph(Graph):
     def __init__(self, problem: Problem, chunk: Chunk, point: Point) -> None:
         total, weight = problem.evaluate(chunk, point, grad=False)
         if not torch.isfinite(total):
-            raise non_finite_loss(float(total), where=f"batch {chunk.index}")
+            raise non_finite_loss(float(total), where=f"batch {chunk.index}", parameters=problem.parameters)
         super().__init__(point.leaves, weight)
         self._problem, self._chunk, self._point = problem, chunk, point
         norm = torch.sqrt(sum((leaf.detach().double().square().sum() for leaf in point.leaves), torch.zeros(())))

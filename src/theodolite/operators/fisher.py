@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import OperatorError
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.operators.covariance import refuse_coupled_samples, shares_graph
 from theodolite.operators.graphs import Graph, SandwichGraph, Tensors
 from theodolite.operators.outputs import outputs_of
@@ -65,6 +66,7 @@ class Fisher(ProblemOperator):
     def __init__(self, problem: Problem, *, kind: Kind = "exact", draws: int = 8, seed: int = 0) -> None:
         if kind not in get_args(Kind):
             raise OperatorError(f"Expected kind to be one of {', '.join(map(repr, get_args(Kind)))}, found {kind!r}.")
+        refuse_fractions(draws=draws)
         if draws < 1:
             raise OperatorError(f"Expected at least 1 draw of each target, found draws={draws}.")
         if kind == "empirical":

@@ -13,7 +13,8 @@ from theodolite.operators.difference import DifferenceGraph
 from theodolite.operators.graphs import GradientGraph, Graph
 from theodolite.operators.problem_operator import ProblemOperator, certificate_of
 from theodolite.problem import Chunk, Point, Problem
-from theodolite.problem.problem import gradients, non_finite_loss
+from theodolite.problem.finite import non_finite_loss
+from theodolite.problem.problem import gradients
 
 
 class Hessian(ProblemOperator):
@@ -74,7 +75,9 @@ class Hessian(ProblemOperator):
             return DifferenceGraph(self.problem, chunk, point)
         total, weight = self.problem.objective.evaluate(model, chunk.batch)
         if not torch.isfinite(total):
-            raise non_finite_loss(float(total.detach()), where=f"batch {chunk.index}")
+            raise non_finite_loss(
+                float(total.detach()), where=f"batch {chunk.index}", parameters=self.problem.parameters
+            )
         return GradientGraph(gradients(total, point.leaves, create_graph=True), point.leaves, weight)
 
     def _fall_back(self, error: DerivativeError, *, warn: bool) -> None:

@@ -15,8 +15,9 @@ from theodolite.operators.problem_operator import certificate_of
 from theodolite.operators.stacked import StackedOperator, refuse_sharded
 from theodolite.problem import Chunk, Layout, Point, Problem
 from theodolite.problem.data import map_tensors, tensors_of
+from theodolite.problem.finite import non_finite_loss
 from theodolite.problem.objective import CriterionObjective, pair
-from theodolite.problem.problem import gradients, non_finite_loss
+from theodolite.problem.problem import gradients
 
 
 class InputHessian(StackedOperator):
@@ -85,7 +86,9 @@ class InputHessian(StackedOperator):
         inputs, leaves = _with_leaves(chunk)
         total, weight = self.problem.objective.evaluate(model, (inputs, pair(chunk.batch)[1]))
         if not torch.isfinite(total):
-            raise non_finite_loss(float(total.detach()), where=f"batch {chunk.index}")
+            raise non_finite_loss(
+                float(total.detach()), where=f"batch {chunk.index}", parameters=self.problem.parameters
+            )
         return InputGraph(gradients(total, leaves, create_graph=True), leaves, weight)
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.operators.gradient_rows import GradientRows
 from theodolite.operators.pullbacks import Pullbacks
 from theodolite.problem import Problem
@@ -92,6 +93,7 @@ def fisher_spectrum(
         OperatorError: k is not positive, samples are coupled, the criterion is not convex in the outputs, or the rows do not
             fit the memory of the problem.
     """
+    refuse_fractions(k=k)
     if k is not None and k < 1:
         raise OperatorError(f"Expected k to be at least 1 eigenvalue, or None for all, found {k}.")
     started = time.perf_counter()

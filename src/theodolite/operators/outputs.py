@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from theodolite.errors import OperatorError
 from theodolite.operators.certificate import first_piece
+from theodolite.operators.subject import refuse_no_problem
 from theodolite.problem import Problem
 from theodolite.problem.criteria import CrossEntropy, OutputLoss, tensor_of
 from theodolite.problem.objective import CriterionObjective, Objective, pair, with_outputs
@@ -82,6 +83,7 @@ def outputs_of(problem: Problem) -> Outputs:
     Raises:
         OperatorError: the outputs are not known.
     """
+    refuse_no_problem(problem, operator="GGN")
     labels = None if isinstance(problem.objective, CriterionObjective) else _labels(problem.batches.first())
     if labels is None:
         return CriterionOutputs(with_outputs(problem.objective))

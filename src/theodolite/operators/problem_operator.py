@@ -26,7 +26,9 @@ from theodolite.operators.certificate import (
 )
 from theodolite.operators.graphs import Graph, OutputGraph
 from theodolite.operators.memory import counting_saved_bytes
+from theodolite.operators.subject import refuse_no_problem
 from theodolite.problem import Chunk, Point, Problem
+from theodolite.problem.finite import refuse_non_finite
 from theodolite.problem.memory import free_memory, refuse_too_large
 from theodolite.problem.parameters import Selection
 from theodolite.records import Cost
@@ -64,6 +66,7 @@ class ProblemOperator(LinearOperator):
     by_difference = False
 
     def __init__(self, problem: Problem, *, shape: tuple[int, int] | None = None, symmetric: bool = True) -> None:
+        refuse_no_problem(problem, operator=type(self).__name__)
         super().__init__(
             shape=shape or (problem.n, problem.n), dtype=problem.dtype, device=problem.device, symmetric=symmetric
         )
@@ -176,6 +179,7 @@ class ProblemOperator(LinearOperator):
         result = self._mean(combined)
         self._spent(rows, start)
         if not is_finite(result):
+            refuse_non_finite(self.problem.parameters)
             raise NonFiniteError(
                 f"Expected a finite product of {self.name} and vector, found {int((~torch.isfinite(result)).sum())} of "
                 f"{result.numel()} entries that are not, after {self.products} products. The loss overflows or has a singular "

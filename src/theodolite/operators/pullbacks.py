@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from theodolite.errors import OperatorError
+from theodolite.errors import DerivativeError, NonFiniteError, OperatorError
+from theodolite.linalg.counts import refuse_fractions
 from theodolite.operators.capture import Block, Captured, Use, capture
 from theodolite.operators.capture.combined import combined
+from theodolite.operators.certificate import is_missing_derivative, missing_derivative
 from theodolite.operators.cotangents import curvature_roots, sampled_roots
 from theodolite.operators.stacked import refuse_sharded
-from theodolite.problem import Chunk, Problem
+from theodolite.problem import Chunk, OutputLoss, Problem
+from theodolite.problem.finite import non_finite_loss, refuse_non_finite
 from theodolite.problem.objective import pair, with_outputs
 
 KINDS = ("exact", "mc", "empirical")
@@ -64,11 +68,14 @@ class Pullbacks:
 
     Raises:
         OperatorError: an option is unknown, outputs are needed and not known, or the data is sharded over ranks.
+        NonFiniteError: during a walk, a parameter, the loss, or an output of a Jacobian is NaN or infinite.
+        DerivativeError: during a walk, the criterion has no second derivative.
     """
 
     def __init__(self, problem: Problem, *, kind: str, draws: int = 1, seed: int = 0) -> None:
         if kind not in (*KINDS, JACOBIAN):
             raise OperatorError(f"Expected kind to be one of {', '.join(map(repr, KINDS))}, found {kind!r}.")
+        refuse_fractions(draws=draws)
         if draws < 1:
             raise OperatorError(f"Expected at least one draw a sample, found draws={draws}.")
         refuse_sharded(problem)
@@ -87,9 +94,11 @@ class Pullbacks:
         weights: list[float] = []
         samples: list[int] = []
         passes = 0
+        refuse_non_finite(self.problem.parameters)
         with self.problem.session():
             for chunk in self.problem.chunks():
                 captured = capture(self.problem, chunk)
+                self._refuse_non_finite_pass(chunk, captured)
                 weights.append(captured.weight)
                 samples.append(chunk.samples)
                 for row, cotangent in enumerate(self.cotangents(chunk, captured)):
@@ -112,13 +121,34 @@ class Pullbacks:
             )
         if self.kind == JACOBIAN:
             yield from _units(outputs)
-        elif self.kind == "exact":
-            yield from curvature_roots(loss, outputs, targets, memory=self.problem.memory)
-        else:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + chunk.index)
-            memory = self.problem.memory
-            for _ in range(self._draws):
-                yield sampled_roots(loss, outputs, targets, generator=generator, memory=memory)
+            return
+        try:
+            yield from self._roots(loss, outputs, targets, chunk)
+        except RuntimeError as error:
+            if isinstance(error, DerivativeError) or not is_missing_derivative(error):
+                raise
+            raise missing_derivative(error, by_difference=False) from error
+
+    def _roots(self, loss: OutputLoss, outputs: Tensor, targets: Any, chunk: Chunk) -> Iterator[Tensor]:
+        """Vectors whose outer products add up to the curvature in the outputs, or do so in expectation."""
+        memory = self.problem.memory
+        if self.kind == "exact":
+            yield from curvature_roots(loss, outputs, targets, memory=memory)
+            return
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + chunk.index)
+        for _ in range(self._draws):
+            yield sampled_roots(loss, outputs, targets, generator=generator, memory=memory)
+
+    def _refuse_non_finite_pass(self, chunk: Chunk, captured: Captured) -> None:
+        """Raise if what the rows are derivatives of is not finite: the outputs for a Jacobian, else the loss."""
+        if self.kind == JACOBIAN and captured.outputs is not None:
+            if not bool(torch.isfinite(captured.outputs).all()):
+                raise NonFiniteError(
+                    f"Expected finite outputs on batch {chunk.index}, found NaN or infinity among them. Check the inputs, and "
+                    "whether the model overflows its dtype (dtype=torch.float64 tells)."
+                )
+        elif not math.isfinite(captured.total):
+            raise non_finite_loss(captured.total, where=f"batch {chunk.index}")
 
     def _scale(self, weight: float, samples: int) -> float:
         if self.kind == JACOBIAN:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from theodolite.errors import OperatorError
 from theodolite.operators.problem_operator import ProblemOperator
+from theodolite.operators.subject import refuse_no_problem
 from theodolite.problem import Problem
 
 
@@ -39,6 +40,7 @@ def refuse_sharded(problem: Problem) -> None:
     Raises:
         OperatorError: it is.
     """
+    refuse_no_problem(problem, operator="Jacobian")
     if problem.ranks.size > 1:
         raise OperatorError(
             f"Expected all data in one process for rows of every sample, found it sharded over {problem.ranks.size} ranks. "

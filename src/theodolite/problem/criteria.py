@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import DataError, OperatorError, ProblemError
+from theodolite.problem.arguments import refuse_no_function
 from theodolite.problem.data import map_tensors, samples_of, tensors_of
 
 # Logits of which the curvature is taken at a time: 16 MiB in single precision.
@@ -76,6 +77,7 @@ def recognise(criterion: Callable[..., Any]) -> OutputLoss:
         criterion: an ``nn`` loss module, a function of ``torch.nn.functional``, or any function of (outputs, targets)
             that returns the mean over samples, or a pair (total, weight).
     """
+    refuse_no_function(criterion, name="criterion", example="nn.MSELoss()")
     criterion = _as_module(criterion)
     if getattr(criterion, "reduction", "mean") == "none":
         raise ProblemError(
@@ -141,6 +143,7 @@ class CrossEntropy(OutputLoss):
     def shares(self, outputs: Any, targets: Tensor) -> Float[Tensor, " b"]:
         logits = tensor_of(outputs)
         _classes_second(logits, targets)
+        self._refuse_unknown_classes(targets, classes=logits.shape[1])
         values = F.cross_entropy(
             logits,
             self._targets(logits, targets),
@@ -182,6 +185,24 @@ class CrossEntropy(OutputLoss):
             return result
 
         return product
+
+    def _refuse_unknown_classes(self, targets: Tensor, *, classes: int) -> None:
+        """Raise for indices that are no classes; on a GPU torch would end the process's use of it."""
+        if self.class_weight is not None and self.class_weight.numel() != classes:
+            raise ProblemError(
+                f"Expected a weight for each of {classes} classes, the outputs at a position, found {self.class_weight.numel()}."
+            )
+        if targets.is_floating_point():
+            return
+        if targets.dtype not in (torch.int64, torch.uint8):
+            raise DataError(f"Expected class indices of type torch.int64, found {targets.dtype}. Use targets.long().")
+        unknown = targets[((targets < 0) | (targets >= classes)) & (targets != self.ignore_index)]
+        if len(unknown):
+            raise DataError(
+                f"Expected class indices from 0 to {classes - 1}, as many as the model has outputs, or {self.ignore_index} for "
+                f"positions to ignore; found {len(unknown):,} others from {int(unknown.min())} to {int(unknown.max())}. Count "
+                "classes from 0, or give the model an output for each."
+            )
 
     def _targets(self, logits: Tensor, targets: Tensor) -> Tensor:
         return targets.to(logits.dtype) if targets.is_floating_point() else targets

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from theodolite.errors import ProblemError
+from theodolite.problem.arguments import refuse_no_count
 
 Mode = Literal["eval", "train", "as is"]
 Engine = Literal["auto", "retained", "vmap", "fresh", "difference"]
@@ -34,6 +35,8 @@ class Options:
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, MODES)
         _one_of("engine", self.engine, ENGINES)
+        if self.microbatch is not None:
+            refuse_no_count(self.microbatch, name="microbatch")
         if self.microbatch is not None and self.microbatch < 1:
             raise ProblemError(f"Expected microbatch to be at least 1 sample or None, found {self.microbatch}.")
         if self.dtype is not None and not self.dtype.is_floating_point:

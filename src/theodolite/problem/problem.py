@@ -13,12 +13,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from theodolite.errors import DataError, NonFiniteError, ParameterError, ProblemError, RankError
+from theodolite.errors import DataError, ParameterError, ProblemError, RankError
 from theodolite.problem.agreement import facts_of
+from theodolite.problem.arguments import refuse_no_count, refuse_no_function, refuse_no_model
 from theodolite.problem.check import check
 from theodolite.problem.criteria import recognise
 from theodolite.problem.data import Batches, move, split
 from theodolite.problem.digest import digest_of
+from theodolite.problem.finite import non_finite_loss as non_finite_loss
 from theodolite.problem.guard import seed_everything, undisturbed
 from theodolite.problem.memory import spare_memory
 from theodolite.problem.model import common_dtype, device_of, on_batch_statistics, unwrapped
@@ -122,6 +124,7 @@ class Problem:
             params: as for ``Problem``.
             **options: as for ``Problem``.
         """
+        refuse_no_function(loss_fn, name="loss_fn", example="lambda model, batch: model(**batch).loss")
         problem = cls.__new__(cls)
         problem._build(model, LossObjective(loss_fn), batches, params, Options(**options))
         return problem
@@ -129,6 +132,7 @@ class Problem:
     def _build(
         self, model: nn.Module, objective: Objective, batches: Iterable[Any], params: Selection, options: Options
     ) -> None:
+        refuse_no_model(model)
         self.model = unwrapped(model)
         self.objective = objective
         self.batches = batches if isinstance(batches, Batches) else Batches(batches)
@@ -161,6 +165,11 @@ class Problem:
     def n(self) -> int:
         """Number of selected parameters."""
         return self.layout.n
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The selected parameters by name."""
+        return dict(self._selected)
 
     @property
     def batches(self) -> Batches:
@@ -267,6 +276,7 @@ class Problem:
             >>> problem.take(16).samples
             16
         """
+        refuse_no_count(samples, name="samples")
         if samples < 1:
             raise ProblemError(f"Expected at least 1 sample to take, found {samples}.")
         if samples >= self.samples:
@@ -532,7 +542,7 @@ class Problem:
         with self.together("gradient"):
             for _, total, weight, part in self.chunk_gradients():
                 if not torch.isfinite(total):
-                    raise non_finite_loss(float(total.detach()))
+                    raise non_finite_loss(float(total.detach()), parameters=self.parameters)
                 gradient += part
                 weights.append(weight)
         of_chunks = self.ranks.join(torch.tensor(weights, dtype=torch.float64))
@@ -621,11 +631,3 @@ def gradients(
     if not total.requires_grad:
         return tuple(torch.zeros_like(leaf) for leaf in leaves)
     return torch.autograd.grad(total, leaves, create_graph=create_graph, materialize_grads=True)
-
-
-def non_finite_loss(value: float, *, where: str = "the current parameters") -> NonFiniteError:
-    """The error for a loss that has no derivatives."""
-    return NonFiniteError(
-        f"Expected a finite loss at {where}, found {value}. Derivatives do not exist there. Check the inputs for NaN, and "
-        "whether training has diverged (an earlier checkpoint may still be finite)."
-    )
