@@ -14,7 +14,7 @@ def refuse_fractions(**counts: object) -> None:
         OperatorError: one is not.
     """
     for name, count in counts.items():
-        if count is not None and (not isinstance(count, Integral) or isinstance(count, bool)):
+        if count is not None and (isinstance(count, bool) or not isinstance(count, Integral)):
             hint = f" Write {name}={int(count)}." if isinstance(count, float) and count.is_integer() else ""
             raise OperatorError(
                 f"Expected {name} to be a whole number, found the {type(count).__name__} {count!r}.{hint}"

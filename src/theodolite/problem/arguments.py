@@ -50,7 +50,7 @@ def refuse_no_count(value: object, *, name: str) -> None:
     Raises:
         ProblemError: it is not.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise ProblemError(f"Expected {name} to be a whole number, found {shown(value)}.")
 
 
