@@ -1,5 +1,7 @@
 """Curves between checkpoints: straight, bent by training, or straight after the units are matched."""
 
+from theodolite.landscapes.paths.bends import bezier, chain
+from theodolite.landscapes.paths.curve import Curve
 from theodolite.landscapes.paths.path import path
 
-__all__ = ["path"]
+__all__ = ["Curve", "bezier", "chain", "path"]

@@ -61,7 +61,7 @@ def straight(start: State, end: State) -> Curve:
 def _combined(values: list[Tensor], weights: tuple[float, ...]) -> Tensor:
     if len(values) == 2:
         return torch.lerp(values[0], values[1], weights[1])
-    total = torch.zeros_like(values[0])
-    for value, weight in zip(values, weights, strict=True):
-        total.add_(value, alpha=weight)
+    total = weights[0] * values[0]
+    for value, weight in zip(values[1:], weights[1:], strict=True):
+        total = total + weight * value
     return total
