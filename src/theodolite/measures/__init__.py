@@ -6,8 +6,10 @@ from theodolite.measures.classwise import classwise
 from theodolite.measures.coherence import coherence
 from theodolite.measures.curvature import spectrum
 from theodolite.measures.directional import directional
+from theodolite.measures.elements import elements
 from theodolite.measures.fisher_trace import fisher_trace
 from theodolite.measures.flow_sharpness import flow_sharpness, scalar_flow_sharpness
+from theodolite.measures.gradient_sketch import gradient_sketch
 from theodolite.measures.gradients import gradients
 from theodolite.measures.influence import influence
 from theodolite.measures.logit_sharpness import logit_sharpness
@@ -31,8 +33,10 @@ __all__ = [
     "curved_noise",
     "density",
     "directional",
+    "elements",
     "fisher_trace",
     "flow_sharpness",
+    "gradient_sketch",
     "gradients",
     "influence",
     "logit_sharpness",

@@ -9,9 +9,11 @@ from theodolite.records.cost import Cost
 from theodolite.records.curved_noise import CurvedNoise
 from theodolite.records.density import Density
 from theodolite.records.directional import Directional
+from theodolite.records.elements import Elements
 from theodolite.records.equality import differences
 from theodolite.records.estimate import Estimate
 from theodolite.records.flow import Flow
+from theodolite.records.gradient_sketch import GradientSketch
 from theodolite.records.gradients import Gradients
 from theodolite.records.influence import Influence
 from theodolite.records.landscape import Line, Plane
@@ -22,6 +24,7 @@ from theodolite.records.path import Path
 from theodolite.records.reading import read
 from theodolite.records.record import Record
 from theodolite.records.sharpness import Sharpness
+from theodolite.records.sketch_memory import SketchMemory
 from theodolite.records.smoothness import Smoothness
 from theodolite.records.spectrum import Spectrum
 from theodolite.records.stability import Stability
@@ -30,6 +33,7 @@ from theodolite.records.tracking import Tracking
 from theodolite.records.training import Event, Scalars, Snapshot
 from theodolite.records.transfer import Transfer
 from theodolite.records.tuning import Tuning
+from theodolite.records.volume import Volume
 
 __all__ = [
     "Alignment",
@@ -41,9 +45,11 @@ __all__ = [
     "CurvedNoise",
     "Density",
     "Directional",
+    "Elements",
     "Estimate",
     "Event",
     "Flow",
+    "GradientSketch",
     "Gradients",
     "Influence",
     "Line",
@@ -55,6 +61,7 @@ __all__ = [
     "Record",
     "Scalars",
     "Sharpness",
+    "SketchMemory",
     "Smoothness",
     "Snapshot",
     "Spectrum",
@@ -63,6 +70,7 @@ __all__ = [
     "Tracking",
     "Transfer",
     "Tuning",
+    "Volume",
     "differences",
     "read",
 ]
