@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from families import BY_NAME
-from theodolite.errors import OperatorError, ProblemError
+from theodolite.errors import NonFiniteError, OperatorError, ProblemError
 from theodolite.measures import influence
 from theodolite.measures.subject import OPERATORS
 from theodolite.problem import Problem
@@ -129,3 +130,34 @@ def test_coupled_samples_have_no_influence_of_their_own() -> None:
     problem = Problem(model, nn.CrossEntropyLoss(), data, mode="train")
     with pytest.raises(OperatorError, match=r"found them coupled by BatchNorm .*mode='train'"):
         influence(problem, problem, damping=0.1)
+
+
+def test_queries_of_another_model_or_of_the_wrong_kind_are_refused() -> None:
+    family = BY_NAME["mlp"]
+    problem, copy = family.problem(), family.problem()
+    same = influence(problem, copy, damping=0.1)
+    assert same.scores.shape == (17, 17)
+    assert influence(problem, copy.replace(dtype=torch.float32), damping=0.1).converged.all()
+    with torch.no_grad():
+        copy.model[2].bias[0] += 1e-3
+    with pytest.raises(ProblemError, match=r"same model at the same weights, found other values of 2\.bias"):
+        influence(problem, copy, damping=0.1)
+    unchecked = inspect.unwrap(influence)
+    with pytest.raises(
+        ProblemError, match="queries as a Problem, or as a tensor of gradients, one a row, found a list"
+    ):
+        unchecked(problem, [1, 2], damping=0.1)
+    for shape in ((3, problem.n - 1), (problem.n,), (0, problem.n)):
+        with pytest.raises(ProblemError, match=rf"in the shape \(q, {problem.n}\), one a row, found \({shape[0]},"):
+            unchecked(problem, torch.zeros(shape), damping=0.1)
+    rows = torch.zeros(3, problem.n)
+    rows[1, 5] = math.nan
+    with pytest.raises(NonFiniteError, match="NaN or infinity in 1 of 3, the first at place 1"):
+        influence(problem, rows, damping=0.1)
+
+
+def test_the_message_does_not_grow_with_the_queries() -> None:
+    problem = BY_NAME["mlp"].problem()
+    with pytest.raises(OperatorError, match=r"and 47 more of 50 columns") as raised:
+        influence(problem, torch.randn(50, problem.n, dtype=torch.float64), damping=1e-9, operator="hessian")
+    assert len(str(raised.value)) < 600

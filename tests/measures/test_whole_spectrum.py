@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -150,11 +152,18 @@ def test_samples_grow_until_the_data_error_is_small() -> None:
     assert rough.context["samples"] < fine.context["samples"] < 2048
     for found, tol in ((rough, 0.6), (fine, 0.12)):
         assert found.data_stderr[0] / found.max <= tol
-        assert any(f"at most the {tol:g} asked for" in note for note in found.notes)
+        assert f"error from the data {found.sharpness.stderr / found.sharpness.value:.2g}, at most the {tol:g}" in repr(
+            found
+        )
+        assert "without the bias of a sample" in repr(found)
         assert abs(found.max - 8.0) < 4 * found.data_stderr[0]
     both = trace(problem, samples="auto", data_tol=0.15)
     assert both.context["samples"] < 2048
     assert both.data_stderr / both.value <= 0.18
+    assert f"relative error from the data {both.data_stderr / both.value:.2g}" in both.notes[-1]
+    sketched = trace(problem, samples="auto", data_tol=0.15, method="hutch++")
+    assert sketched.context["samples"] == both.context["samples"]
+    assert "at most the 0.15 asked for" in sketched.notes[-1]
 
 
 def test_the_end_of_the_data_is_said() -> None:
@@ -167,10 +176,14 @@ def test_a_number_of_samples_is_taken() -> None:
     problem = regression(samples=128, chunk=32)
     assert spectrum(problem, k=1, samples=40).context["samples"] == 40
     assert trace(problem, probes=2, samples=40).context["samples"] == 40
-    with pytest.raises(ProblemError, match="number, 'auto' or None for all, found 'many'"):
-        enough(problem, "many", lambda part: Precision(0.0, Cost()), tol=0.1, seed=0)
+    for samples in ("many", 12.5, True):
+        with pytest.raises(ProblemError, match=f"whole number, 'auto' or None for all, found {samples!r}"):
+            inspect.unwrap(enough)(problem, samples, lambda part: Precision(0.0, Cost()), tol=0.1, seed=0)
     with pytest.raises(ProblemError, match="positive relative error, found 0"):
         spectrum(problem, samples="auto", data_tol=0.0)
+    more = spectrum(problem, k=1, samples=1000)
+    assert more.notes == ("samples=1,000 was asked for: all 128 that there are were taken",)
+    assert more.context["samples"] == 128
 
 
 def test_a_density_of_one_probe_knows_its_error() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from theodolite.measures import curvature
+from theodolite.measures.arguments import optimises, optional, surveyed, whole
 from theodolite.measures.outliers import top_vectors
 from theodolite.measures.subject import OperatorName, context_of, operator_of
 from theodolite.measures.verification import refuse_elsewhere
@@ -68,6 +69,9 @@ def alignment(
         Song, Yun, "Does SGD really happen in tiny subspaces?" (2024).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(k=k, seed=seed)
+    optional(optimises, optimizer=optimizer)
     cost = Cost(gradients=1.0)
     if spectrum is None:
         spectrum = curvature.spectrum(problem, k=min(k, problem.n), operator=operator, seed=seed)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from theodolite.errors import ProblemError
 from theodolite.linalg import lanczos
+from theodolite.measures.arguments import optional, several, surveyed, whole
 from theodolite.measures.subject import context_of, operator_of, refuse_covariance
 from theodolite.measures.verification import verified
 from theodolite.problem import Problem
@@ -66,6 +68,9 @@ def batch_sharpness(
         network training" (2022).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(batches=batches, max_products=max_products, seed=seed)
+    optional(partial(several, whole), sizes=sizes)
     refuse_covariance(operator)
     if problem.coupled:
         raise ProblemError(

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from theodolite.errors import OperatorError
+from theodolite.measures.arguments import real, surveyed, whole
 from theodolite.measures.spectra import Question
 from theodolite.measures.subject import OPERATORS, context_of, refuse_covariance
 from theodolite.operators import Grouped
@@ -65,6 +66,9 @@ def classwise(
         Rangwani et al., "Escaping saddle points for effective generalization on class-imbalanced data" (2022).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(probes=probes, seed=seed)
+    real(tol=tol)
     if problem.n < 2:
         raise OperatorError(f"Both ends of a spectrum take two parameters or more, found {problem.n}.")
     refuse_covariance(operator)

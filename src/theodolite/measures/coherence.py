@@ -11,11 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from theodolite.errors import OperatorError
+from theodolite.measures.arguments import surveyed, whole
 from theodolite.measures.excursions import context_with_chunks, loss_at
 from theodolite.operators.cotangents import curvature_roots
 from theodolite.operators.outputs import outputs_of
 from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, Problem
+from theodolite.problem.problem import non_finite_loss
 from theodolite.records import Coherence, Cost
 
 
@@ -37,7 +39,8 @@ def coherence(problem: Problem, *, samples: int = 64, seed: int = 0, step: int |
 
     Raises:
         OperatorError: the outputs are not known, the criterion is not convex in them, or the rows exceed the memory cap.
-        ProblemError: BatchNorm on batch statistics couples the samples.
+        ProblemError: BatchNorm on batch statistics couples the samples, or samples is no whole number.
+        NonFiniteError: the loss is not finite.
 
     Example:
         >>> inputs, targets = torch.randn(8, 5), torch.randn(8, 1)
@@ -51,9 +54,13 @@ def coherence(problem: Problem, *, samples: int = 64, seed: int = 0, step: int |
         geometry" (2024), arXiv:2401.12332.
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(samples=samples, seed=seed)
     refuse_sharded(problem)
     part = problem.take(samples, seed=seed) if samples < problem.samples else problem
     here = loss_at(part)
+    if not np.isfinite(here.value):
+        raise non_finite_loss(float(here.value))
     rows, counts = _rows(part.replace(microbatch=1))
     # H_i is N times what sample i adds to the mean, so that H is the mean of the H_i.
     scale = part.samples / here.divisor

@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.measures.samples import Samples, enough
-from theodolite.measures.spectra import KEEP_VECTORS, Question, precision_of_extreme
+from theodolite.measures.arguments import optional, real, surveyed, whole
+from theodolite.measures.samples import Samples, enough, relative_error
+from theodolite.measures.spectra import KEEP_VECTORS, Question, QuickExtreme
 from theodolite.measures.subject import OperatorName
 from theodolite.problem import Problem
 from theodolite.records import Spectrum
@@ -54,8 +55,8 @@ def spectrum(
         probes: random vectors for trace and Frobenius norm; 12 are a good number, with 0 they and the density are left out.
         steps: least number of Lanczos steps with probes: nodes of the density.
         operator: ``"hessian"``, ``"ggn"`` or ``"covariance"`` (of gradients, the empirical Fisher).
-        samples: of the data to use, all by default; ``"auto"`` takes as many as bring the relative error of the extreme
-            eigenvalue from the data below ``data_tol``, bias included.
+        samples: of the data to use, all by default, and with a note where there are fewer; ``"auto"`` takes as many as bring
+            the relative error of the extreme eigenvalue from the data below ``data_tol``, bias included: the halves are measured.
         data_tol: relative error from the data that ``samples="auto"`` is to reach.
         halves: also take the top eigenvector of each half of the data to the other half, which frees
             ``Spectrum.sharpness`` of its upward bias.
@@ -73,7 +74,7 @@ def spectrum(
 
     Raises:
         OperatorError: k is larger than the number of parameters allows.
-        ProblemError: the operator is unknown.
+        ProblemError: the operator is unknown, or an argument is of the wrong type.
         DataError: halves were asked of data that cannot be halved.
         DerivativeError: second derivatives are missing or wrong.
         NonFiniteError: loss or product is not finite.
@@ -91,6 +92,10 @@ def spectrum(
         Wu, Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems" (2000).
         Chen, Hallman, "Krylov-aware stochastic trace estimation" (2023).
     """
+    surveyed(problem)
+    whole(k=k, probes=probes, steps=steps, seed=seed)
+    real(tol=tol)
+    optional(whole, max_products=max_products)
     if which not in ("largest", "smallest", "both"):
         raise OperatorError(f"Expected which to be 'largest', 'smallest' or 'both', found {which!r}.")
     question = Question(
@@ -115,7 +120,13 @@ def spectrum(
     if samples is None:
         record = question.answer(problem, start)
     else:
-        part = enough(problem, samples, precision_of_extreme(question, start), tol=data_tol, seed=seed)
+        quick = QuickExtreme(question, start)
+        part = enough(problem, samples, quick, tol=data_tol, seed=seed)
         record = question.answer(part.problem, start)
-        record = record.replace(cost=record.cost + part.cost, notes=(*record.notes, *part.notes))
+        if (
+            not halves
+        ):  # the last look on the way took the halves of this part: the record prints the error that settled it
+            record = record.replace(split_half=quick.split_half)
+        note = part.note(relative_error(record.extreme.value, record.extreme.stderr))
+        record = record.replace(cost=record.cost + part.cost, notes=(*record.notes, *note))
     return record.replace(step=step)

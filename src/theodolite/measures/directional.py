@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from theodolite.errors import NonFiniteError, ProblemError
+from theodolite.measures.arguments import optimises, optional, real, surveyed
 from theodolite.measures.excursions import ChunkMeans, gradient_at, loss_at
 from theodolite.measures.subject import context_of
 from theodolite.operators import Hessian
@@ -78,6 +79,9 @@ def directional(
         Moré & Wild, "Estimating computational noise" (2011).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    optional(optimises, optimizer=optimizer)
+    optional(real, length=length)
     if length is not None and not 0 < length < math.inf:
         raise ProblemError(
             f"Expected a positive length of the step along the gradient, found length={length}. Leave it out for the default."

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import nn
 
-from theodolite.errors import OperatorError, ProblemError
+from theodolite.errors import NonFiniteError, OperatorError, ProblemError
+from theodolite.measures.arguments import surveyed, whole
 from theodolite.measures.excursions import ChunkMeans
 from theodolite.operators.outputs import outputs_of
 from theodolite.operators.stacked import refuse_sharded
@@ -63,6 +64,8 @@ def fisher_trace(problem: Problem, *, draws: int = 4, seed: int = 0, step: int |
         arXiv:2210.14199.
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(draws=draws, seed=seed)
     if draws < 2:
         raise ProblemError(f"Expected at least 2 draws of the labels, for the error, found draws={draws}.")
     refuse_sharded(problem)
@@ -123,7 +126,7 @@ def _squared_norms(
             squares.append(found)
             weights.append(weight)
     if not all(math.isfinite(value) for sample in squares for draw in sample for value in draw):
-        raise ProblemError(
+        raise NonFiniteError(
             "Expected finite scores, found NaN or infinity. Check that the loss is finite at these parameters."
         )
     return np.array(squares), np.array(weights)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from theodolite.errors import NotConvergedWarning, ProblemError
 from theodolite.linalg import lanczos
+from theodolite.measures.arguments import real, surveyed, whole
 from theodolite.measures.excursions import context_with_chunks, gradient_at
 from theodolite.measures.verification import verified
 from theodolite.operators import Hessian
@@ -80,6 +81,9 @@ def flow_sharpness(
         solutions in scalar networks and beyond" (2023).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(max_steps=max_steps, every=every, seed=seed)
+    real(tol=tol, reach=reach, sharpness_tol=sharpness_tol)
     if not (tol > 0 and max_steps >= 1 and 0 < reach <= 2.5 and every >= 1):
         raise ProblemError(
             f"Expected tol > 0, max_steps and every of at least 1, and reach in (0, 2.5], found tol={tol}, max_steps={max_steps}, "

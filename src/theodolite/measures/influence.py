@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from theodolite.errors import OperatorError, ProblemError
+from theodolite.errors import NonFiniteError, OperatorError, ProblemError
 from theodolite.linalg import cg
+from theodolite.measures.arguments import optional, real, surveyed, whole
 from theodolite.measures.subject import OperatorName, context_of, operator_of
 from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, Problem
@@ -54,7 +55,8 @@ def influence(
     Raises:
         OperatorError: samples are coupled or sharded over ranks, or the operator plus damping is not positive along a
             direction that a solve met.
-        ProblemError: the queries are of other parameters, or the damping is not positive.
+        ProblemError: the queries are of other parameters or of other weights, or the damping is not positive.
+        NonFiniteError: the gradient of a query is not finite.
 
     Example:
         >>> model, inputs = torch.nn.Linear(3, 1), torch.randn(20, 3)
@@ -67,6 +69,9 @@ def influence(
         Grosse et al., "Studying large language model generalization with influence functions" (2023).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    real(damping=damping, tol=tol)
+    optional(whole, max_products=max_products)
     if not damping > 0:
         raise ProblemError(
             f"Expected a positive damping, found {damping!r}; 1e-3 of the sharpness is a typical choice."
@@ -98,22 +103,60 @@ def influence(
     )
 
 
-def _query_gradients(problem: Problem, queries: Problem | Float[Tensor, "q n"]) -> Float[Tensor, "q n"]:
+def _query_gradients(problem: Problem, queries: object) -> Float[Tensor, "q n"]:
     """The gradient of each query's loss."""
     if isinstance(queries, Tensor):
-        return queries.to(problem.device, problem.dtype)
+        return _finite(_given(problem, queries))
+    if not isinstance(queries, Problem):
+        raise ProblemError(
+            f"Expected queries as a Problem, or as a tensor of gradients, one a row, found a {type(queries).__name__}."
+        )
     if queries.layout != problem.layout:
         raise ProblemError(
             f"Expected queries of the same parameters, found {queries.n:,} of them where the data has {problem.n:,}. Make both "
             "problems of one model with the same params=."
         )
+    _refuse_other_values(problem, queries)
     point = queries.point()
 
     def one_by_one(shares: Float[Tensor, " b"]) -> Float[Tensor, "b n"]:
         rows = [torch.autograd.grad(share, point.leaves, retain_graph=True, materialize_grads=True) for share in shares]
         return torch.stack([queries.layout.flatten(row) for row in rows])
 
-    return torch.cat(list(_of_samples(queries, one_by_one))) * _scale(queries)
+    rows = torch.cat(list(_of_samples(queries, one_by_one))) * _scale(queries)
+    return _finite(rows.to(problem.device, problem.dtype))
+
+
+def _given(problem: Problem, queries: Tensor) -> Float[Tensor, "q n"]:
+    """Gradients that the caller brought, one a row."""
+    if queries.ndim != 2 or queries.shape[1] != problem.n or not len(queries):
+        raise ProblemError(
+            f"Expected gradients of queries in the shape (q, {problem.n}), one a row, found {tuple(queries.shape)}."
+        )
+    return queries.detach().to(problem.device, problem.dtype)
+
+
+def _refuse_other_values(problem: Problem, queries: Problem) -> None:
+    """A model of the same shapes but other weights answers another question: the expansion is around one point."""
+    if queries.model is problem.model:
+        return
+    for name, ours, theirs in zip(problem.layout.names, problem.point().leaves, queries.point().leaves, strict=True):
+        narrow = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)  # both may be casts of one model
+        if not torch.equal(ours.detach().to(narrow), theirs.detach().to(ours.device, narrow)):
+            raise ProblemError(
+                f"Expected queries of the same model at the same weights, found other values of {name}. Make both problems of "
+                "one model, or load the same checkpoint into both."
+            )
+
+
+def _finite(rows: Float[Tensor, "q n"]) -> Float[Tensor, "q n"]:
+    bad = (~torch.isfinite(rows)).any(dim=1)
+    if bool(bad.any()):
+        raise NonFiniteError(
+            f"Expected finite gradients of the queries, found NaN or infinity in {int(bad.sum()):,} of {len(rows):,}, the first "
+            f"at place {int(bad.nonzero()[0])}. Check the loss of these samples, and whether training has diverged."
+        )
+    return rows
 
 
 def _responses(problem: Problem, X: Float[Tensor, "q n"]) -> Float[Tensor, "q i"]:

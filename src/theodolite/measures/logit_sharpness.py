@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import OperatorError, ProblemError
+from theodolite.measures.arguments import one_or_several, real, surveyed
 from theodolite.measures.excursions import ChunkMeans, context_with_chunks
 from theodolite.operators.outputs import outputs_of
 from theodolite.problem import Chunk, Problem
@@ -54,6 +55,8 @@ def logit_sharpness(
         (2024), arXiv:2405.18710.
     """
     started = time.perf_counter()
+    surveyed(problem)
+    one_or_several(real, radius=radius)
     radii = [float(radius)] if isinstance(radius, int | float) else [float(each) for each in radius]
     if not radii or not all(np.isfinite(each) and each > 0 for each in radii):
         raise ProblemError(f"Expected one or several positive radii, found radius={radius!r}.")

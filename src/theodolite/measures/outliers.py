@@ -13,6 +13,7 @@ from torch import Tensor
 
 from theodolite.errors import OperatorError
 from theodolite.measures import curvature
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.subject import OperatorName, context_of, operator_of
 from theodolite.measures.verification import refuse_elsewhere
 from theodolite.operators import Grouped
@@ -69,6 +70,7 @@ def outliers(
         Papyan, "Traces of class/cross-class structure pervade deep learning spectra" (2020).
     """
     started = time.perf_counter()
+    surveyed(problem)
     groups = Grouped(problem, by=by)
     # A class of weight 0 in the criterion has no loss of its own.
     parts = {label: part for label, part in groups.problems.items() if groups.weights[label] > 0}

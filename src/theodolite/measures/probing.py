@@ -11,8 +11,9 @@ import numpy as np
 
 from theodolite.errors import ProblemError
 from theodolite.linalg import TraceEstimate, hutchinson, hutchpp, slq, xnystrace, xtrace
+from theodolite.measures.arguments import surveyed, whole
 from theodolite.measures.beside import whole_rules
-from theodolite.measures.samples import Samples, enough, precision_of_trace
+from theodolite.measures.samples import Precision, Samples, enough, relative_error
 from theodolite.measures.subject import OperatorName, Remembering, context_of, operator_of
 from theodolite.measures.verification import known_pairs
 from theodolite.operators import ProblemOperator
@@ -57,6 +58,8 @@ def density(
         Ghorbani, Krishnan, Xiao, "An investigation into neural net optimization via Hessian eigenvalue density" (2019).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(probes=probes, steps=steps, seed=seed)
     H = operator_of(problem, operator)
     known = None if spectrum is None else known_pairs(problem, spectrum, H, operator=operator)
     rules = slq(H, probes=probes, steps=min(steps, problem.n), seed=seed, deflate=known, memory=problem.memory)
@@ -118,6 +121,8 @@ def trace(
         Meyer, Musco, Musco, Woodruff, "Hutch++: optimal stochastic trace estimation" (2021).
         Epperly, Tropp, Webber, "XTrace: making the most of every sample in stochastic trace estimation" (2024).
     """
+    surveyed(problem)
+    whole(probes=probes, seed=seed)
     if method not in get_args(Method):
         raise ProblemError(f"Expected method to be one of {', '.join(map(repr, get_args(Method)))}, found {method!r}.")
     if spectrum is not None and (method != "hutchinson" or samples is not None):
@@ -129,9 +134,15 @@ def trace(
     if samples is None:
         return measure(problem)
     quick = partial(measure, probes=min(probes, 8), method="hutchinson")
-    part = enough(problem, samples, lambda part: precision_of_trace(quick(part)), tol=data_tol, seed=seed)
+    part = enough(problem, samples, lambda part: _precision(quick(part)), tol=data_tol, seed=seed)
     found = measure(part.problem)
-    return found.replace(cost=found.cost + part.cost, notes=(*found.notes, *part.notes))
+    # The other methods have no error from the data: that of Hutchinson's on the same part stands for it.
+    note = part.note(_precision(found).relative if method == "hutchinson" else part.relative)
+    return found.replace(cost=found.cost + part.cost, notes=(*found.notes, *note))
+
+
+def _precision(found: Trace) -> Precision:
+    return Precision(relative_error(found.value, found.data_stderr), found.cost)
 
 
 def _trace(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, final
 
 from theodolite.errors import ProblemError
+from theodolite.measures.arguments import real
 from theodolite.problem import Problem
-from theodolite.records import Cost, Trace
+from theodolite.records import Cost
 
 FEWEST = 64
 CHUNKS = 16  # of which the error from the data is estimated, with a relative error of 1/√30 = 18 %
@@ -25,12 +27,37 @@ class Part:
     Args:
         problem: on that part.
         cost: what settling took, in passes over that part.
-        notes: what was settled, in words.
+        whole: samples of all the data.
+        tol: relative error that was asked for, None where a number of samples was.
+        asked: that number, None where it was found.
+        relative: error that the last measurement on the way found on this part, NaN where a number of samples was asked for.
     """
 
     problem: Problem
     cost: Cost
-    notes: tuple[str, ...]
+    whole: int
+    tol: float | None = None
+    asked: int | None = None
+    relative: float = math.nan
+
+    def note(self, relative: float) -> tuple[str, ...]:
+        """What was settled, in words.
+
+        Args:
+            relative: error from the data over the value of the record that the part gave. The measurements on the way are
+                rougher, and a note of theirs would differ from what the record prints.
+        """
+        taken = self.problem.samples
+        if self.tol is None:
+            few = self.asked is not None and self.asked > self.whole
+            return (
+                (f"samples={self.asked:,} was asked for: all {self.whole:,} that there are were taken",) if few else ()
+            )
+        found = f"{taken:,} of {self.whole:,} samples: relative error from the data {relative:.2g}"
+        if relative <= self.tol:
+            return (f"{found}, at most the {self.tol:.2g} asked for",)
+        why = "there are no more samples" if taken >= self.whole else "a rougher measurement had promised it"
+        return (f"{found}, NOT the {self.tol:.2g} asked for: {why}",)
 
 
 @final
@@ -71,9 +98,9 @@ def enough(
         ProblemError: samples or tol make no sense.
     """
     if samples != "auto":
-        if isinstance(samples, str):
-            raise ProblemError(f"Expected samples to be a number, 'auto' or None for all, found {samples!r}.")
-        return Part(problem.take(samples, seed=seed), Cost(), ())
+        asked = _counted(samples)
+        return Part(problem.take(asked, seed=seed), Cost(), problem.samples, asked=asked)
+    real(data_tol=tol)
     if not tol > 0:
         raise ProblemError(f"Expected data_tol to be a positive relative error, found {tol!r}.")
     spent: list[tuple[int, Cost]] = []
@@ -81,17 +108,21 @@ def enough(
         part = _cut(drawn)
         found = precision(part)
         spent.append((part.samples, found.cost))
-        reached = f"{part.samples:,} of {problem.samples:,} samples: relative error from the data {found.relative:.2g}"
         if found.relative <= tol:
-            return Part(part, _in_passes_over(part, spent), (f"{reached}, at most the {tol:.2g} asked for",))
-    note = f"{reached}, NOT the {tol:.2g} asked for: there are no more samples"
-    return Part(part, _in_passes_over(part, spent), (note,))
+            break
+    return Part(part, _in_passes_over(part, spent), problem.samples, tol=tol, relative=found.relative)
 
 
-def precision_of_trace(found: Trace) -> Precision:
-    """Of a trace by Hutchinson's method."""
-    relative = found.data_stderr / abs(found.value) if found.value else math.nan
-    return Precision(relative if math.isfinite(relative) else math.inf, found.cost)
+def _counted(samples: object) -> int:
+    if isinstance(samples, bool) or not isinstance(samples, Integral):
+        raise ProblemError(f"Expected samples to be a whole number, 'auto' or None for all, found {samples!r}.")
+    return int(samples)
+
+
+def relative_error(value: float, stderr: float) -> float:
+    """Error over value; infinite where one of them is not known, or the value is 0."""
+    relative = stderr / abs(value) if value else math.nan
+    return relative if math.isfinite(relative) else math.inf
 
 
 def _cut(part: Problem) -> Problem:

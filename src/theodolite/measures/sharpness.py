@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from theodolite.errors import ProblemError
 from theodolite.linalg import Identity
 from theodolite.linalg.probes import Probes
+from theodolite.measures.arguments import one_or_several, optional, real, surveyed, whole
 from theodolite.measures.excursions import ChunkMeans, context_with_chunks, gradient_at, loss_at
 from theodolite.problem import Problem
 from theodolite.problem.problem import non_finite_loss
@@ -117,6 +119,9 @@ def sharpness(
         Andriushchenko et al., "A modern look at the relationship between sharpness and generalization" (2023).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    optional(partial(one_or_several, real), radius=radius)
+    optional(whole, steps=steps, draws=draws, seed=seed)
     where, radii = _neighbourhood(kind), _radii(kind, radius)
     steps, draws = _counts(where, steps, draws)
     scale = _scale(problem, where.scale)

@@ -15,6 +15,7 @@ from torch import Tensor
 from theodolite.errors import ProblemError
 from theodolite.linalg import Identity, lanczos
 from theodolite.linalg.probes import Probes
+from theodolite.measures.arguments import surveyed, whole
 from theodolite.measures.excursions import gradient_at
 from theodolite.measures.subject import context_of, operator_of
 from theodolite.operators import ProblemOperator
@@ -66,6 +67,8 @@ def smoothness(
         Semenov, Jaggi & Doikov, "Gradient-normalized smoothness for optimization with approximate Hessians" (2025).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(draws=draws, shells=shells, refine=refine, seed=seed)
     if operator not in ("hessian", "ggn", "none") or draws < 0 or shells < 2 or refine < 0:
         raise ProblemError(
             f"Expected operator 'hessian', 'ggn' or 'none', draws and refine of at least 0 and two shells or more, found "

@@ -17,7 +17,7 @@ from theodolite.errors import NotConvergedWarning
 from theodolite.linalg import Eigenpairs, decompose, lanczos, misses_eigenvalues
 from theodolite.measures.beside import beside_the_pairs
 from theodolite.measures.halves import held_out_quotient
-from theodolite.measures.samples import Precision
+from theodolite.measures.samples import Precision, relative_error
 from theodolite.measures.subject import OperatorName, Remembering, context_of, operator_of
 from theodolite.measures.verification import parameters_of, radius_of, verified
 from theodolite.operators import ProblemOperator
@@ -122,33 +122,38 @@ class Question:
         return whole.pairs, beside_the_pairs(whole, A, layers=tuple(parts), random=start is None)
 
 
-def precision_of_extreme(question: Question, start: Tensor | None) -> Callable[[Problem], Precision]:
+@final
+class QuickExtreme:
     """How well a part of the data knows the eigenvalue at the asked end: its error from the data, and its bias.
 
     Each part starts from the eigenvector of the part before.
+
+    Args:
+        question: what is asked in the end.
+        start: where the first search begins.
     """
-    quick = replace(
-        question,
-        k=1,
-        which="smallest" if question.which == "smallest" else "largest",
-        tol=1e-2,
-        probes=0,
-        halves=True,
-        complete=False,
-        keep_vectors_below=KEEP_VECTORS,
-        on_step=None,
-    )
-    starts = [start]
 
-    def precision(part: Problem) -> Precision:
-        record = quick.answer(part, starts[-1], quiet=True)
+    def __init__(self, question: Question, start: Float[Tensor, "*j n"] | None) -> None:
+        self._question = replace(
+            question,
+            k=1,
+            which="smallest" if question.which == "smallest" else "largest",
+            tol=1e-2,
+            probes=0,
+            halves=True,
+            complete=False,
+            keep_vectors_below=KEEP_VECTORS,
+            on_step=None,
+        )
+        self._start = start
+        self.split_half = float("nan")
+
+    def __call__(self, part: Problem) -> Precision:
+        record = self._question.answer(part, self._start, quiet=True)
         if record.eigenvectors is not None:
-            starts.append(torch.from_numpy(record.eigenvectors.copy()).to(part.device, part.dtype))
-        extreme = record.extreme
-        error = extreme.stderr / abs(extreme.value or np.nan)
-        return Precision(error if np.isfinite(error) else float("inf"), record.cost)
-
-    return precision
+            self._start = torch.from_numpy(record.eigenvectors.copy()).to(part.device, part.dtype)
+        self.split_half = record.split_half
+        return Precision(relative_error(record.extreme.value, record.extreme.stderr), record.cost)
 
 
 def _warn(found: Eigenpairs, residuals: Float[np.ndarray, " k"], converged: np.ndarray, *, tol: float) -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from theodolite.errors import NonFiniteError
 from theodolite.linalg import Congruence, Diagonal, LinearOperator, lanczos
+from theodolite.measures.arguments import optimises, real, surveyed, whole
 from theodolite.measures.gradients import gradients
 from theodolite.measures.rules import Rule, leading_group, momentum_of, rule_of
 from theodolite.measures.subject import context_of
@@ -50,11 +51,18 @@ def stability(
     Returns:
         A record; NaN for a loss that is not finite and for bounds that are not known.
 
+    Raises:
+        ProblemError: an argument is of the wrong type.
+
     References:
         Cohen et al., "Gradient descent on neural networks typically occurs at the edge of stability" (2021).
         Cohen et al., "Adaptive gradient methods at the edge of stability" (2022).
         Gilmer et al., "A loss curvature perspective on training instability in deep learning" (2021).
     """
+    surveyed(problem)
+    optimises(optimizer)
+    whole(max_products=max_products, seed=seed)
+    real(tol=tol)
     return stability_and_vectors(
         problem, optimizer, tol=tol, seed=seed, start=start, max_products=max_products, step=step
     )[0]

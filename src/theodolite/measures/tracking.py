@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from theodolite.errors import OperatorError
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.curvature import spectrum
 from theodolite.measures.subject import OperatorName
 from theodolite.problem import Problem
@@ -55,6 +56,7 @@ def track(
     References:
         Gur-Ari, Roberts, Dyer, "Gradient descent happens in a tiny subspace" (2018).
     """
+    surveyed(problem)
     earlier = None if previous is None else _vectors(problem, previous, operator)
     start = None if earlier is None else torch.from_numpy(earlier.copy()).to(problem.device, problem.dtype)
     found = spectrum(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from theodolite.errors import NonFiniteError, ProblemError
+from theodolite.measures.arguments import real, several, whole
 from theodolite.measures.stability import stability_and_vectors
 from theodolite.problem import Problem
 from theodolite.records import Cost, Stability, Transfer
@@ -52,7 +53,8 @@ def transfer(
         A record; runs that diverge are readings.
 
     Raises:
-        ProblemError: there is no size, rate or step, or steps do not ascend.
+        ProblemError: there is no size, rate or step, they are no sequences of numbers, steps do not ascend, or ``make``
+            returns something else.
 
     Example:
         >>> from torch import nn
@@ -68,13 +70,16 @@ def transfer(
         Yang & Hu, "Tensor programs IV: feature learning in infinite-width neural networks" (2021).
     """
     started = time.perf_counter()
-    if not sizes or not learning_rates or not steps or list(steps) != sorted(set(steps)) or steps[0] < 0:
+    several(whole, sizes=sizes, steps=steps)
+    several(real, learning_rates=learning_rates)
+    real(tol=tol)
+    if not len(sizes) or not len(learning_rates) or not len(steps) or list(steps) != sorted(set(steps)) or steps[0] < 0:
         raise ProblemError(
             f"Expected sizes, learning rates, and ascending steps from 0 on, found sizes={tuple(sizes)}, "
             f"learning_rates={tuple(learning_rates)}, steps={tuple(steps)}."
         )
     runs = [
-        [_run(*make(size, rate), steps, train or _full_batch, tol=tol, seed=seed) for rate in learning_rates]
+        [_run(*_made(make, size, rate), steps, train or _full_batch, tol=tol, seed=seed) for rate in learning_rates]
         for size in sizes
     ]
 
@@ -102,6 +107,17 @@ def transfer(
         sharpness_stderrs=table("sharpness_stderr"),
         ratios=table("ratio"),
         converged=all(reading.converged or np.isnan(reading.sharpness) for reading in readings),
+    )
+
+
+def _made(make: Make, size: int, rate: float) -> tuple[Problem, Optimizer]:
+    """What ``make`` returns, if it is what the docstring asks for."""
+    match made := make(size, rate):
+        case (Problem(), Optimizer()):
+            return made
+    raise ProblemError(
+        f"Expected make({size}, {rate:g}) to return a problem and the optimiser of its model, found a {type(made).__name__}. "
+        "Return Problem(model, criterion, batches), optimizer."
     )
 
 

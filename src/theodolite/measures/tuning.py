@@ -8,6 +8,7 @@ from typing import Literal
 
 from theodolite.errors import ProblemError
 from theodolite.linalg import lanczos
+from theodolite.measures.arguments import real, surveyed, whole
 from theodolite.measures.subject import context_of, operator_of, refuse_covariance
 from theodolite.measures.verification import SMALL, radius_of, verified
 from theodolite.problem import Problem
@@ -60,6 +61,9 @@ def tuning(
         Polyak, "Some methods of speeding up the convergence of iteration methods" (1964).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(steps=steps, seed=seed)
+    real(condition_cap=condition_cap, smoothing=smoothing)
     refuse_covariance(operator)
     if steps < 1 or not condition_cap >= 1 or not 0 <= smoothing < 1:
         raise ProblemError(
