@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from theodolite.demo import digits
 from theodolite.landscapes import plane
-from theodolite.landscapes.directions import random_pair
+from theodolite.landscapes.directions import random_directions
 from theodolite.problem import Problem
 from theodolite.records import Plane
 
@@ -110,7 +110,7 @@ def landscaper(case: Case, points: int) -> object:
     model, batches = case
     model = copy.deepcopy(model)
     problem = Problem(model, CRITERION, batches)
-    directions = [list(problem.layout.unflatten(axis)) for axis in random_pair(problem, seed=0, how="filter")]
+    directions = [list(problem.layout.unflatten(axis)) for axis in random_directions(problem, seed=0, how="filter")]
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return compute.compute_loss_landscape(
             model,

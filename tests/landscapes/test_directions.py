@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from families import BY_NAME, FAMILIES, Family, features, labels
 from theodolite.errors import NonFiniteError, ProblemError
 from theodolite.landscapes import filter_normalised, gaussian, line, normalise, plane
-from theodolite.landscapes.directions import random_pair
+from theodolite.landscapes.directions import random_directions
 from theodolite.problem import Problem
 
 families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -46,7 +46,7 @@ def test_a_seed_is_a_direction_in_every_dtype() -> None:
 
 def test_the_first_of_a_pair_is_that_of_a_line_and_the_second_no_other_seeds_first() -> None:
     problem = BY_NAME["mlp"].problem()
-    first, second = random_pair(problem, seed=5, how="none")
+    first, second = random_directions(problem, seed=5, how="none")
     assert torch.equal(first, gaussian(problem, seed=5))
     for seed in range(20):
         other = gaussian(problem, seed=seed)
@@ -106,7 +106,7 @@ def test_a_dead_filter_stays_where_it_is() -> None:
 @pytest.mark.parametrize("how", ["filter", "none"])
 def test_a_pair_is_orthogonal(family: Family, how: str) -> None:
     problem = family.problem()
-    first, second = random_pair(problem, seed=4, how=how)
+    first, second = random_directions(problem, seed=4, how=how)
     found = plane(problem, directions="filter" if how == "filter" else "gaussian", points=2, span=(0, 1), seed=4)
     cosine = float(torch.dot(first, second) / (first.norm() * second.norm()))
     assert found.cosine == pytest.approx(cosine, abs=1e-15)
@@ -175,7 +175,7 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         normalise(torch.ones(n), problem, how="filters")  # type: ignore[arg-type]
     with pytest.raises(ProblemError, match="'ggn' or a vector, found 'newton'"):
         line(problem, direction="newton")  # type: ignore[arg-type]
-    with pytest.raises(ProblemError, match=r"'trajectory', two of 'filter', .* or vectors, found 'pca'"):
+    with pytest.raises(ProblemError, match=r"'trajectory' .*, 2 of 'filter', .* or vectors, found 'pca'"):
         plane(problem, directions="pca")  # type: ignore[arg-type]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from families import BY_NAME
 from theodolite.errors import ParameterError, ProblemError
 from theodolite.landscapes import directions, line, plane
-from theodolite.landscapes.directions import frozen, gaussian, normalise, orthogonal_pair, random_pair, uniform
+from theodolite.landscapes.directions import frozen, gaussian, normalise, orthogonal, random_directions, uniform
 from theodolite.problem import Problem
 
 SEED = 2
@@ -97,7 +97,7 @@ def test_weights_of_norm_layers_have_no_filters_whatever_their_shape() -> None:
 @pytest.mark.parametrize("policy", ["zero", "whole", "keep"])
 @pytest.mark.parametrize("how", ["none", "weight", "filter", "layer", "model"])
 def test_a_pair_is_orthogonal_after_its_normalisation(problem: Problem, how: str, policy: str, draw: str) -> None:
-    first, second = random_pair(
+    first, second = random_directions(
         problem, seed=SEED, how=how, order=1, one_dimensional=policy, draw=draw, freeze="head.bias"
     )
     torch.testing.assert_close(
@@ -120,10 +120,10 @@ def test_a_pair_is_orthogonal_after_its_normalisation(problem: Problem, how: str
 
 def test_orthogonal_first_and_normalised_then_is_oblique(problem: Problem) -> None:
     """What the published tools do, and why pieces are made orthogonal here."""
-    first, second = random_pair(problem, seed=SEED, how="none")
+    first, second = random_directions(problem, seed=SEED, how="none")
     skewed = [normalise(d, problem, how="filter", one_dimensional="whole") for d in (first, second)]
     assert abs(directions.cosine(*skewed)) > 0.02
-    given = orthogonal_pair(first, second, problem, how="filter", one_dimensional="whole")
+    given = orthogonal((first, second), problem, how="filter", one_dimensional="whole")
     assert abs(directions.cosine(*given)) < 1e-14
 
 
@@ -152,7 +152,7 @@ def test_frozen_parameters_stay_at_theta_and_count_in_no_norm(problem: Problem, 
 
 def test_a_plane_with_a_frozen_module_is_that_of_a_model_without_it(problem: Problem) -> None:
     """Nothing is displaced before it is frozen: the corner of the plane has the frozen weights of the centre."""
-    pair = random_pair(problem, seed=SEED, freeze="conv1")
+    pair = random_directions(problem, seed=SEED, freeze="conv1")
     found = plane(problem, directions=pair, points=(3, 2), span=((-1, 1), (0, 1)))
     alone = problem.select(lambda name, _: not name.startswith("conv1"))
     inner = plane(alone, directions=random_like(pair, problem, alone), points=(3, 2), span=((-1, 1), (0, 1)))
@@ -169,7 +169,7 @@ def random_like(pair: tuple[Tensor, ...], whole: Problem, part: Problem) -> tupl
 def test_one_weight_a_filter_cannot_be_orthogonal_and_stays() -> None:
     model = nn.Linear(1, 3, bias=False).double()
     found = Problem(model, nn.MSELoss(), [(torch.ones(2, 1).double(), torch.ones(2, 3).double())])
-    first, second = random_pair(found, seed=0)
+    first, second = random_directions(found, seed=0)
     np.testing.assert_allclose(first.abs(), theta(found).abs(), rtol=1e-14)
     np.testing.assert_allclose(second.abs(), theta(found).abs(), rtol=1e-14)
 
@@ -189,4 +189,4 @@ def test_refusals(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProblemError, match="'zero', 'whole', 'keep', found 'copy'"):
         normalise(drawn, problem, one_dimensional="copy")  # type: ignore[arg-type]
     with pytest.raises(ProblemError, match="draw to be one of 'gaussian', 'uniform', found 'cauchy'"):
-        random_pair(problem, seed=0, draw="cauchy")  # type: ignore[arg-type]
+        random_directions(problem, seed=0, draw="cauchy")  # type: ignore[arg-type]

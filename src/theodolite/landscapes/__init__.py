@@ -6,6 +6,7 @@ from theodolite.landscapes.directions import filter_normalised, gaussian, normal
 from theodolite.landscapes.lines import line
 from theodolite.landscapes.planes import plane
 from theodolite.landscapes.trajectories import PrincipalDirections, trajectory
+from theodolite.landscapes.volumes import volume
 
 __all__ = [
     "PrincipalDirections",
@@ -17,4 +18,5 @@ __all__ = [
     "normalise",
     "plane",
     "trajectory",
+    "volume",
 ]

@@ -1,10 +1,18 @@
 """Directions in parameter space: drawn, measured, of an optimiser or between checkpoints, and made comparable to the weights."""
 
 from theodolite.landscapes.directions.curvature import eigenvectors
-from theodolite.landscapes.directions.drawn import filter_normalised, gaussian, random_pair, uniform
+from theodolite.landscapes.directions.drawn import filter_normalised, gaussian, random_directions, uniform
 from theodolite.landscapes.directions.moments import adam_moments, adam_step
-from theodolite.landscapes.directions.names import Direction, Named, Pair, named_direction, named_pair
-from theodolite.landscapes.directions.scales import frozen, normalise, orthogonal_pair
+from theodolite.landscapes.directions.names import (
+    Direction,
+    Named,
+    Pair,
+    Triple,
+    named_direction,
+    named_pair,
+    named_triple,
+)
+from theodolite.landscapes.directions.scales import frozen, normalise, orthogonal
 from theodolite.landscapes.directions.slopes import ascent, gradient
 from theodolite.landscapes.directions.vectors import as_direction, cosine, flat_parameters, length
 from theodolite.operators.updates import next_update as update
@@ -13,6 +21,7 @@ __all__ = [
     "Direction",
     "Named",
     "Pair",
+    "Triple",
     "adam_moments",
     "adam_step",
     "as_direction",
@@ -27,9 +36,10 @@ __all__ = [
     "length",
     "named_direction",
     "named_pair",
+    "named_triple",
     "normalise",
-    "orthogonal_pair",
-    "random_pair",
+    "orthogonal",
+    "random_directions",
     "uniform",
     "update",
 ]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from theodolite.landscapes.directions.scales import Freeze, Normalisation, OneDimensional, normalise, orthogonal_pair
+from theodolite.landscapes.directions.scales import Freeze, Normalisation, OneDimensional, normalise, orthogonal
 from theodolite.landscapes.directions.vectors import one_of
 from theodolite.problem import Problem
 
@@ -78,21 +78,23 @@ def filter_normalised(
     return normalise(drawn, problem, how="filter", one_dimensional=one_dimensional, freeze=freeze)
 
 
-def random_pair(
+def random_directions(
     problem: Problem,
     *,
     seed: int,
+    count: int = 2,
     how: Normalisation = "filter",
     draw: Draw = "gaussian",
     order: Literal[1, 2] = 2,
     one_dimensional: OneDimensional | None = None,
     freeze: Freeze = None,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Two random directions, the second made orthogonal to the first and then normalised, as ``orthogonal_pair`` does it.
+) -> tuple[Float[Tensor, " n"], ...]:
+    """Random directions, each made orthogonal to those before it and then normalised, as ``orthogonal`` does it.
 
     Args:
         problem: whose parameters give the norms.
         seed: of the generator; the first is ``gaussian(problem, seed=seed)`` or ``uniform(...)``, normalised.
+        count: how many.
         how: as for ``normalise``.
         draw: ``"gaussian"``, or ``"uniform"`` as Loss Landscape Analysis draws.
         order: as for ``normalise``.
@@ -100,8 +102,8 @@ def random_pair(
         freeze: as for ``normalise``.
     """
     one_of("draw", draw, get_args(Draw))
-    first, second = _drawn(problem, draw, seed=seed, count=2)
-    return orthogonal_pair(first, second, problem, how=how, order=order, one_dimensional=one_dimensional, freeze=freeze)
+    drawn = _drawn(problem, draw, seed=seed, count=count)
+    return orthogonal(drawn, problem, how=how, order=order, one_dimensional=one_dimensional, freeze=freeze)
 
 
 def _drawn(problem: Problem, draw: Draw, *, seed: int, count: int) -> list[Float[Tensor, " n"]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from theodolite.errors import ProblemError
 from theodolite.landscapes.directions.curvature import End, Operator, outermost
-from theodolite.landscapes.directions.drawn import filter_normalised, gaussian, random_pair, uniform
+from theodolite.landscapes.directions.drawn import filter_normalised, gaussian, random_directions, uniform
 from theodolite.landscapes.directions.slopes import ascent, gradient
 from theodolite.landscapes.directions.vectors import as_direction
 from theodolite.problem import Problem
@@ -24,6 +24,7 @@ Name = Literal["filter", "gaussian", "uniform", "gradient", "ascent", "hessian",
 PairName = Literal["filter", "gaussian", "uniform", "hessian", "hessian-ends", "ggn"]
 Direction = Name | Vector | Mapping[str, Vector]
 Pair = PairName | tuple[Name | Vector, Name | Vector] | Mapping[str, Vector]
+Triple = PairName | tuple[Name | Vector, Name | Vector, Name | Vector] | Mapping[str, Vector]
 
 RANDOM = ("filter", "gaussian", "uniform")
 EIGENVECTORS: dict[str, tuple[Operator, End]] = {
@@ -35,6 +36,7 @@ EIGENVECTORS: dict[str, tuple[Operator, End]] = {
 SINGLES = (*RANDOM, "gradient", "ascent", "hessian", "hessian-smallest", "ggn")
 PAIRS = (*RANDOM, "hessian", "hessian-ends", "ggn")
 TOL = 1e-3
+SUBSCRIPTS = "₁₂₃"
 
 
 @final
@@ -102,18 +104,37 @@ def named_pair(problem: Problem, directions: Pair, *, seed: int) -> Named:
         ProblemError: a name is not known, or a vector does not fit.
         NonFiniteError: a vector is not finite.
     """
+    return _named(problem, directions, count=2, seed=seed)
+
+
+def named_triple(problem: Problem, directions: Triple, *, seed: int) -> Named:
+    """Three directions by one name, or by a name or vector each, as ``named_pair`` knows them.
+
+    ``"hessian-ends"`` are the largest, the smallest and the second largest eigenvalue.
+
+    Args:
+        problem: what is surveyed.
+        directions: as for ``named_pair``, one more.
+        seed: as there.
+    """
+    return _named(problem, directions, count=3, seed=seed)
+
+
+def _named(problem: Problem, directions: Pair | Triple, *, count: int, seed: int) -> Named:
     if isinstance(directions, Mapping):
-        return _of_mapping(problem, directions, count=2)
+        return _of_mapping(problem, directions, count=count)
     if isinstance(directions, tuple):
-        return _of_two(problem, directions, seed=seed)
+        return _of_several(problem, directions, count=count, seed=seed)
     if directions not in PAIRS:
         raise ProblemError(
-            f"Expected directions to be {_listed(PAIRS)}, 'trajectory', two of {_listed(SINGLES)} or vectors, found {directions!r}."
+            f"Expected directions to be {_listed(PAIRS)}, 'trajectory' (of a plane), {count} of {_listed(SINGLES)} or vectors, "
+            f"found {directions!r}."
         )
     if directions in EIGENVECTORS:
-        return _eigenvectors(problem, directions, k=2, seed=seed)
+        return _eigenvectors(problem, directions, k=count, seed=seed)
     draw: Literal["gaussian", "uniform"] = "uniform" if directions == "uniform" else "gaussian"
-    drawn = random_pair(problem, seed=seed, how="filter" if directions == "filter" else "none", draw=draw)
+    how: Literal["filter", "none"] = "filter" if directions == "filter" else "none"
+    drawn = random_directions(problem, seed=seed, count=count, how=how, draw=draw)
     return Named(vectors=tuple(as_direction(vector, problem) for vector in drawn), name=directions, random=True)
 
 
@@ -123,14 +144,19 @@ def _of_mapping(problem: Problem, given: Mapping[str, Vector], *, count: int) ->
     return Named(vectors=tuple(as_direction(vector, problem) for vector in given.values()), name=", ".join(given))
 
 
-def _of_two(problem: Problem, directions: tuple[Name | Vector, Name | Vector], *, seed: int) -> Named:
-    first, second = (named_direction(problem, direction, seed=seed) for direction in directions)
+def _of_several(problem: Problem, directions: tuple[Name | Vector, ...], *, count: int, seed: int) -> Named:
+    if len(directions) != count:
+        raise ProblemError(f"Expected {count} directions, found {len(directions)}.")
+    found = [named_direction(problem, direction, seed=seed) for direction in directions]
+    names = [each.name for each in found]
     return Named(
-        vectors=(*first.vectors, *second.vectors),
-        name=first.name if first.name == second.name == "given" else f"{first.name}, {second.name}",
-        random=first.random or second.random,
-        notes=(*first.notes, *(note.replace("d₁", "d₂") for note in second.notes)),
-        cost=replace(first.cost + second.cost, seconds=0.0),
+        vectors=tuple(vector for each in found for vector in each.vectors),
+        name="given" if set(names) == {"given"} else ", ".join(names),
+        random=any(each.random for each in found),
+        notes=tuple(
+            note.replace("d₁", f"d{SUBSCRIPTS[place]}") for place, each in enumerate(found) for note in each.notes
+        ),
+        cost=sum((each.cost for each in found), Cost()),
     )
 
 
@@ -138,7 +164,7 @@ def _eigenvectors(problem: Problem, name: str, *, k: int, seed: int) -> Named:
     operator, which = EIGENVECTORS[name]
     pairs, H = outermost(problem, k=k, which=which, operator=operator, tol=TOL, seed=seed)
     notes = tuple(
-        f"d{'₁₂'[index]} is the unit eigenvector of the {operator} with eigenvalue {number(value)}, residual {residual:.1g}"
+        f"d{SUBSCRIPTS[index]} is the unit eigenvector of the {operator} with eigenvalue {number(value)}, residual {residual:.1g}"
         + ("" if converged else " (NOT CONVERGED)")
         for index, (value, residual, converged) in enumerate(
             zip(pairs.values.tolist(), pairs.residuals.tolist(), pairs.converged.tolist(), strict=True)

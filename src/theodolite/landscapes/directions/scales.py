@@ -79,25 +79,23 @@ def normalise(
     return scaled + aside
 
 
-def orthogonal_pair(
-    first: Tensor | np.ndarray,
-    second: Tensor | np.ndarray,
+def orthogonal(
+    directions: Sequence[Tensor | np.ndarray],
     problem: Problem,
     *,
     how: Normalisation = "none",
     order: Order = 2,
     one_dimensional: OneDimensional | None = None,
     freeze: Freeze = None,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Two directions on the scale of the parameters, the second made orthogonal to the first before it is normalised.
+) -> tuple[Float[Tensor, " n"], ...]:
+    """Directions on the scale of the parameters, each made orthogonal to those before it and normalised then.
 
     Orthogonal within each piece that is normalised: what scales pieces afterwards keeps that, and a plane is as blind to
     rescaled layers as a line. Orthogonal as a whole first and normalised then, as is common, the axes are oblique. Only pieces
-    of a single weight leave a cosine.
+    with fewer weights than there are directions leave a cosine.
 
     Args:
-        first: n numbers.
-        second: n numbers.
+        directions: of n numbers each.
         problem: as for ``normalise``, like all options.
         how: as there.
         order: as there.
@@ -108,17 +106,19 @@ def orthogonal_pair(
     def scaled(direction: Tensor | np.ndarray) -> Tensor:
         return normalise(direction, problem, how=how, order=order, one_dimensional=one_dimensional, freeze=freeze)
 
-    one = scaled(first)
-    if how == "weight":  # every entry has a scale of its own: orthogonal in the scaled entries
-        other = scaled(second)
-        _remove(one.view(1, -1), other.view(1, -1))
-        return one, other
-    other = frozen(second, problem, freeze=freeze)
     # What is kept as drawn is no part of the one piece that is the model: tensor by tensor, both are orthogonal.
-    pieces: Normalisation = "layer" if one_dimensional == "keep" and how != "filter" else how
-    for piece, along in _pieces(problem, "model" if pieces == "none" else pieces, other, one):
-        _remove(along, piece)
-    return one, scaled(other)
+    pieces: Normalisation = "layer" if one_dimensional == "keep" and how not in ("filter", "weight") else how
+    pieces = "model" if pieces in ("none", "weight") else pieces
+    found: list[Tensor] = []
+    for direction in directions:
+        # With "weight" every entry has a scale of its own: orthogonal in the scaled entries, which scale to themselves.
+        next_one = scaled(direction) if how == "weight" else frozen(direction, problem, freeze=freeze)
+        for earlier in found:
+            for piece, along in _pieces(problem, pieces, next_one, earlier):
+                if piece.shape[1] > len(found):  # fewer weights leave no room
+                    _remove(along, piece)
+        found.append(next_one if how == "weight" else scaled(next_one))
+    return tuple(found)
 
 
 def frozen(direction: Tensor | np.ndarray, problem: Problem, *, freeze: Freeze) -> Float[Tensor, " n"]:
@@ -184,10 +184,9 @@ def _pieces(problem: Problem, how: Normalisation, first: Tensor, second: Tensor)
 
 
 def _remove(along: Rows, rows: Rows) -> None:
-    """Take out of each row its part along another, but from rows of a single weight, of which nothing would be left."""
-    if rows.shape[1] > 1:
-        products = (rows.double() * along.double()).sum(1, keepdim=True)
-        rows.sub_(_quotient(products, _norms(along, 2).square()).to(rows.dtype) * along)
+    """Take out of each row its part along another."""
+    products = (rows.double() * along.double()).sum(1, keepdim=True)
+    rows.sub_(_quotient(products, _norms(along, 2).square()).to(rows.dtype) * along)
 
 
 def _norms(rows: Rows, order: Order) -> Float[Tensor, "r 1"]:
