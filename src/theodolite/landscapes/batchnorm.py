@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 from torch import nn
 
 from theodolite.errors import ProblemError
+from theodolite.problem import Problem
 
 BatchNorm = Literal["stored", "batch", "recalibrated"]
 
 
-def checked(batchnorm: BatchNorm | None, model: nn.Module) -> BatchNorm | None:
+def checked(batchnorm: BatchNorm | None, problem: Problem) -> BatchNorm | None:
     """The option, None for a model without BatchNorm, to which all are one.
 
     Raises:
-        ProblemError: there is no such option, or no statistics are stored.
+        ProblemError: there is no such option, no statistics are stored, pieces of a batch would be normalised apart, or the data
+            to recalibrate on lie on several ranks.
     """
     if batchnorm is not None and batchnorm not in get_args(BatchNorm):
         raise ProblemError(f"Expected batchnorm among {', '.join(get_args(BatchNorm))} or None, found {batchnorm!r}.")
-    norms = norms_of(model)
+    norms = norms_of(problem.model)
     if not norms or batchnorm is None:
         return None
+    if batchnorm != "stored" and problem.microbatch is not None:
+        raise ProblemError(
+            f"Expected microbatch=None for batchnorm={batchnorm!r}, found microbatch={problem.microbatch}: the pieces would be "
+            "normalised apart. Use smaller batches, or batchnorm='stored'."
+        )
+    if batchnorm == "recalibrated" and problem.ranks.size > 1:
+        raise ProblemError(
+            f"Expected all data on one process to recalibrate BatchNorm, found {problem.ranks.size} ranks with a part each. Pass "
+            "group=None to the problem, with all data on every rank, and divide points instead of data."
+        )
     if batchnorm != "batch" and any(norm.running_mean is None for norm in norms):
         raise ProblemError(
             f"Expected BatchNorm layers that store statistics for batchnorm={batchnorm!r}, found track_running_stats=False. Use "
@@ -52,22 +64,27 @@ def statistics(model: nn.Module, *, batch: bool) -> Iterator[None]:
 
 
 @contextmanager
-def averaging(model: nn.Module) -> Iterator[None]:
-    """Forward passes inside leave in the buffers the mean of the statistics of their batches, from nothing.
+def averaging(model: nn.Module) -> Iterator[Callable[[float], None]]:
+    """Forward passes inside leave in the buffers the mean of the statistics of their batches, by samples, from nothing.
 
-    Every batch counts the same, as in ``torch.optim.swa_utils.update_bn``.
+    Yields:
+        What sets the share of the next batch among the samples so far, itself included.
 
     References:
-        Izmailov, Podoprikhin, Garipov, Vetrov & Wilson, "Averaging weights leads to wider optima" (2018).
+        Izmailov, Podoprikhin, Garipov, Vetrov & Wilson, "Averaging weights leads to wider optima" (2018), section 3.2.
     """
     norms = norms_of(model)
     before = [norm.momentum for norm in norms]
+
+    def share(value: float) -> None:
+        for norm in norms:
+            norm.momentum = value
+
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None
     try:
         with statistics(model, batch=True):
-            yield
+            yield share
     finally:
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum

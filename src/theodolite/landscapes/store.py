@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from theodolite.landscapes.readings import Reading
+from theodolite.landscapes.reading import Reading
 from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
 
@@ -30,16 +30,27 @@ class PointStore:
         folder: made if it does not exist; it may hold the readings of many grids.
         problem: what is read.
         directions: k of them.
+        key: of what is read at every point, and how.
+        rank: of this process where several share the points; each writes a file of its own and reads all.
     """
 
     def __init__(
-        self, folder: str | os.PathLike[str], problem: Problem, directions: Sequence[Float[Tensor, " n"]]
+        self,
+        folder: str | os.PathLike[str],
+        problem: Problem,
+        directions: Sequence[Float[Tensor, " n"]],
+        *,
+        key: str = "",
+        rank: int = 0,
     ) -> None:
-        content = hashlib.sha256(problem.digest().encode())
+        content = hashlib.sha256((problem.digest() + key).encode())
         for direction in directions:
             content.update(to_numpy(direction).tobytes())
-        self.path = Path(folder) / f"points-{content.hexdigest()[:20]}.jsonl"
-        self._held = _read(self.path)
+        name = f"points-{content.hexdigest()[:20]}"
+        self.path = Path(folder) / (f"{name}.{rank}.jsonl" if rank else f"{name}.jsonl")
+        self._held: dict[Position, Reading] = {}
+        for path in sorted(Path(folder).glob(f"{name}*.jsonl")):
+            self._held |= _read(path, mend=path == self.path)
 
     def get(self, position: Position) -> Reading | None:
         """The reading at a position, if it was taken."""
@@ -50,36 +61,58 @@ class PointStore:
         self._held[position] = reading
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="ascii") as file:
-            file.write(_line(position, reading))
+            file.write(written(position, reading) + "\n")
 
 
-def _line(position: Position, reading: Reading) -> str:
-    content = {
-        "at": [value.hex() for value in position],
+def written(position: Position, reading: Reading) -> str:
+    """A reading and where it was taken as one line, with every bit of every number."""
+    return json.dumps({"at": [value.hex() for value in position]} | _content(reading), separators=(",", ":"))
+
+
+def parsed(line: str | bytes) -> tuple[Position, Reading]:
+    """What ``written`` wrote."""
+    content = json.loads(line)
+    return tuple(float.fromhex(value) for value in content["at"]), _reading(content)
+
+
+def _content(reading: Reading) -> dict[str, Any]:
+    found: dict[str, Any] = {
         "loss": reading.loss.hex(),
         "totals": [value.hex() for value in reading.totals.tolist()],
         "weights": [value.hex() for value in reading.weights.tolist()],
         "divisor": reading.divisor.hex(),
     }
-    return json.dumps(content, separators=(",", ":")) + "\n"
+    if reading.scalars:
+        found["scalars"] = {name: _content(scalar) for name, scalar in reading.scalars.items()}
+    if reading.partial:
+        found["partial"] = True
+    if reading.without is not None:
+        found["without"] = [value.hex() for value in reading.without.tolist()]
+    return found
 
 
-def _read(path: Path) -> dict[Position, Reading]:
-    """All complete lines; a torn one at the end is cut off, so that the next begins a line of its own."""
+def _reading(content: dict[str, Any]) -> Reading:
+    return Reading(
+        loss=float.fromhex(content["loss"]),
+        totals=_numbers(content["totals"]),
+        weights=_numbers(content["weights"]),
+        divisor=float.fromhex(content["divisor"]),
+        scalars={name: _reading(scalar) for name, scalar in content.get("scalars", {}).items()},
+        partial=content.get("partial", False),
+        without=_numbers(content["without"]) if "without" in content else None,
+    )
+
+
+def _numbers(values: list[str]) -> Float[np.ndarray, " c"]:
+    return np.array([float.fromhex(value) for value in values])
+
+
+def _read(path: Path, *, mend: bool) -> dict[Position, Reading]:
+    """All complete lines; a torn one at the end of one's own file is cut off, so that the next begins a line of its own."""
     if not path.exists():
         return {}
     content = path.read_bytes()
     whole = content.rpartition(b"\n")[0] + b"\n" if b"\n" in content else b""
-    if whole != content:
+    if mend and whole != content:
         os.truncate(path, len(whole))
-    return dict(_parsed(json.loads(line)) for line in whole.splitlines())
-
-
-def _parsed(line: dict[str, Any]) -> tuple[Position, Reading]:
-    reading = Reading(
-        loss=float.fromhex(line["loss"]),
-        totals=np.array([float.fromhex(value) for value in line["totals"]]),
-        weights=np.array([float.fromhex(value) for value in line["weights"]]),
-        divisor=float.fromhex(line["divisor"]),
-    )
-    return tuple(float.fromhex(value) for value in line["at"]), reading
+    return dict(parsed(line) for line in whole.splitlines())

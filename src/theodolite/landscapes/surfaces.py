@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.interpolate import LinearNDInterpolator, RectBivariateSpline
 
-from theodolite.landscapes.readings import Reading
+from theodolite.landscapes.reading import Reading
 
 Grid = Float[np.ndarray, "a b"]
 AtNodes = Float[np.ndarray, "i j"]
@@ -40,12 +40,44 @@ class Surface:
         error: the largest miss on the cells held out last, as a share of the range of finite losses; 0 where every cell was
             evaluated.
         log_error: the same of the logarithms; NaN where a loss is not positive.
+        axes: positions along both axes.
+        nodes: the coarse grid that splines go through.
+        held: cells held out last.
     """
 
     losses: Float[np.ndarray, "a b"]
     readings: dict[tuple[int, int], Reading]
     error: float
     log_error: float
+    axes: Axes
+    nodes: Nodes
+    held: Cells
+
+    def filled(self, name: str) -> tuple[Float[np.ndarray, "a b"], float]:
+        """Another quantity over the grid, read where the losses were and between those cells from a spline as well.
+
+        Returns:
+            Its values, within the range of what was read, and the largest error on the cells held out as a share of that range;
+            0 where every cell was read.
+        """
+        truth = np.full(self.losses.shape, np.nan)
+        for cell, reading in self.readings.items():
+            truth[cell] = reading.scalars[name].loss
+        known = self.evaluated
+        seen = truth[known & np.isfinite(truth)]
+        if known.all() or not seen.size:
+            return truth, 0.0
+        fits = [np.clip(fit, seen.min(), seen.max()) for fit in _fits(truth, self.axes, self.nodes)]
+        errors = [_miss(fit, truth, self.held)[0] for fit in fits]
+        best = int(np.argmin(errors))
+        return np.where(known, truth, fits[best]), errors[best]
+
+    def with_readings(self, readings: Sequence[Reading]) -> Surface:
+        """The surface with other readings at the cells that were evaluated, in the order of ``readings``."""
+        losses, found = self.losses.copy(), dict(zip(self.readings, readings, strict=True))
+        for cell, reading in found.items():
+            losses[cell] = reading.loss
+        return replace(self, losses=losses, readings=found)
 
     def spread(self, values: Float[np.ndarray, " cells"]) -> Float[np.ndarray, "a b"]:
         """Values at the evaluated cells, in the order of ``readings``, and between them linear interpolation."""
@@ -93,14 +125,22 @@ def surface(
         exact = _exact(readings, shape)
         held = generator.permutation(np.argwhere(~_mask(readings, shape)))[:HELD_OUT]
         if not held.size:
-            return Surface(losses=exact, readings=readings, error=0.0, log_error=0.0)
+            return Surface(losses=exact, readings=readings, error=0.0, log_error=0.0, axes=axes, nodes=nodes, held=held)
         _take(evaluate, readings, held)
         truth = _exact(readings, shape)
         candidates = [(fit, *_miss(fit, truth, held)) for fit in _fits(exact, axes, nodes)]
         fit, error, log_error = min(candidates, key=lambda found: _badness(*found[1:]))
         if tol is not None and _badness(error, log_error) <= tol:
             losses = np.where(_mask(readings, shape), truth, fit)
-            return Surface(losses=losses, readings=readings, error=error, log_error=log_error)
+            return Surface(
+                losses=losses,
+                readings=readings,
+                error=error,
+                log_error=log_error,
+                axes=axes,
+                nodes=nodes,
+                held=held,
+            )
         _take(evaluate, readings, _worst(exact, axes, nodes, ~_mask(readings, shape), share=next(shares)))
 
 

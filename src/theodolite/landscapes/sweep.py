@@ -207,8 +207,11 @@ class _Reader:
             return
         self._originals = self.place.buffers
         self._reset(model)
-        with averaging(model), torch.no_grad():
+        seen = 0
+        with averaging(model) as share, torch.no_grad(), self._precision():
             for chunk in self.problem.chunks() if chunks is None else chunks:
+                seen += chunk.samples
+                share(chunk.samples / seen)
                 self.problem.reseed(chunk.index)
                 self.problem.objective.evaluate(model, chunk.batch)
         self._originals = {name: buffer.clone() for name, buffer in self.buffers.items()}

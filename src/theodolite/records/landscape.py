@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from theodolite.records.estimate import Estimate
+from theodolite.records.quadratic import Quadratic, band, predicted
 from theodolite.records.record import Record
 from theodolite.records.text import number
 
@@ -26,6 +28,16 @@ class Line(Record):
         direction_norm: ‖d‖.
         name: how d was drawn: ``"filter"``, ``"gaussian"``, ``"given"``.
         parameter_norm: ‖θ‖.
+        scalars: other quantities at each position, by name, of the same forward pass on the same samples.
+        scalar_stderrs: standard errors of their rise above the centre, as for the losses; NaN where they are not known.
+        cap: loss above which a position counts as exploded.
+        partial: where no more was read than the first chunk of the data, as its loss was above the cap or not finite; the
+            numbers there are that chunk's. None where all were read.
+        precision_error: the largest error of reduced precision at positions read again without, as a share of the range.
+        slope: gᵀd, NaN where the quadratic model was not asked for.
+        bend: dᵀHd.
+        quadratic_radii: distances from the centre, in units of d, at which the model L₀ + α gᵀd + ½α² dᵀHd was held against losses.
+        quadratic_errors: its largest error within each distance as a share of the range of the losses there.
     """
 
     kind: ClassVar[str] = "line"
@@ -37,6 +49,39 @@ class Line(Record):
     direction_norm: float
     name: str
     parameter_norm: float
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+    scalar_stderrs: Mapping[str, Any] = field(default_factory=dict)
+    cap: float = float("inf")
+    partial: Bool[np.ndarray, " a"] | None = None
+    precision_error: float = 0.0
+    slope: float = float("nan")
+    bend: float = float("nan")
+    quadratic_radii: Float[np.ndarray, " r"] | None = None
+    quadratic_errors: Float[np.ndarray, " r"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _same_shapes(self)
+
+    @property
+    def quadratic(self) -> Quadratic | None:
+        """The quadratic model at the centre and how far it holds; None where it was not asked for."""
+        return predicted((self.slope,), ((self.bend,),), self.quadratic_radii, self.quadratic_errors)
+
+    @property
+    def exploded(self) -> Bool[np.ndarray, " a"]:
+        """Where the loss is above the cap or not finite."""
+        return _exploded(self.losses, self.cap)
+
+    def band(self, level: float = 0.95, *, scalar: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ends, at every position, of an interval for the loss less that of the centre on all that the data stand for.
+
+        Args:
+            level: coverage at each position.
+            scalar: one of ``scalars`` instead of the loss.
+        """
+        values, stderrs = _chosen(self, scalar)
+        return band(values - _at(values, _zero(self.alphas)), stderrs, level=level, degrees=self.data_degrees)
 
     @property
     def center(self) -> float:
@@ -64,14 +109,14 @@ class Line(Record):
         return _curvature(self.alphas, self.losses, self.stderrs, self.direction_norm, self.data_degrees)
 
     def masked(self, cap: float = float("inf")) -> Float[np.ndarray, " a"]:
-        """Losses with NaN where they are not finite or above cap, for drawing."""
-        return _masked(self.losses, cap)
+        """Losses with NaN where they are not finite or above cap or that of the record, for drawing."""
+        return _masked(self.losses, min(cap, self.cap))
 
     def summary(self) -> tuple[str, ...]:
         """Direction, losses, curvature."""
         alpha, lowest = self.minimum
         reading = f"loss {number(self.center)} at 0, lowest {number(lowest)} at α={number(alpha)}"
-        return f"{self.name}, {self.alphas.size} points", reading, *_missing(self.losses)
+        return f"{self.name}, {self.alphas.size} points", reading, *_missing(self.losses), *_capped(self)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -99,6 +144,19 @@ class Plane(Record):
         interpolation_error: the largest error of the spline on cells held out from it, as a share of the range of losses; an
             estimate from some two dozen cells, which the worst cell may exceed severalfold.
         interpolation_log_error: the same of the logarithms of the losses; NaN where a loss is not positive.
+        scalars: other quantities at each point, by name, of the same forward pass on the same samples; NaN where they were not
+            read, as eigenvalues are on a coarser grid.
+        scalar_stderrs: standard errors of their rise above the centre, as for the losses; NaN where they are not known.
+        scalar_errors: the largest error of each on cells held out, as a share of its range.
+        cap: loss above which a cell counts as exploded.
+        partial: where no more was read than the first chunk of the data, as its loss was above the cap or not finite; the
+            numbers there are that chunk's. None where all were read.
+        precision_error: the largest error of reduced precision at points read again without, as a share of the range.
+        slopes: gᵀd₁ and gᵀd₂, None where the quadratic model was not asked for.
+        bends: dᵢᵀHdⱼ.
+        quadratic_radii: distances from the centre, in units of the directions, at which the model L₀ + gᵀδ + ½δᵀHδ was held
+            against losses in eight directions.
+        quadratic_errors: its largest error within each distance as a share of the range of the losses there.
     """
 
     kind: ClassVar[str] = "plane"
@@ -120,6 +178,43 @@ class Plane(Record):
     evaluated: Bool[np.ndarray, "a b"] | None = None
     interpolation_error: float = 0.0
     interpolation_log_error: float = 0.0
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+    scalar_stderrs: Mapping[str, Any] = field(default_factory=dict)
+    scalar_errors: Mapping[str, float] = field(default_factory=dict)
+    cap: float = float("inf")
+    partial: Bool[np.ndarray, "a b"] | None = None
+    precision_error: float = 0.0
+    slopes: tuple[float, float] | None = None
+    bends: Float[np.ndarray, "2 2"] | None = None
+    quadratic_radii: Float[np.ndarray, " r"] | None = None
+    quadratic_errors: Float[np.ndarray, " r"] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _same_shapes(self)
+
+    @property
+    def quadratic(self) -> Quadratic | None:
+        """The quadratic model at the centre and how far it holds; None where it was not asked for."""
+        if self.slopes is None or self.bends is None:
+            return None
+        return predicted(self.slopes, self.bends, self.quadratic_radii, self.quadratic_errors)
+
+    @property
+    def exploded(self) -> Bool[np.ndarray, "a b"]:
+        """Where the loss is above the cap or not finite."""
+        return _exploded(self.losses, self.cap)
+
+    def band(self, level: float = 0.95, *, scalar: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ends, at every point, of an interval for the loss less that of the centre on all that the data stand for.
+
+        Args:
+            level: coverage at each point.
+            scalar: one of ``scalars`` instead of the loss.
+        """
+        values, stderrs = _chosen(self, scalar)
+        center = _at(values, _zero(self.alphas), _zero(self.betas))
+        return band(values - center, stderrs, level=level, degrees=self.data_degrees)
 
     @property
     def center(self) -> float:
@@ -154,8 +249,8 @@ class Plane(Record):
         )
 
     def masked(self, cap: float = float("inf")) -> Float[np.ndarray, "a b"]:
-        """Losses with NaN where they are not finite or above cap, for drawing."""
-        return _masked(self.losses, cap)
+        """Losses with NaN where they are not finite or above cap or that of the record, for drawing."""
+        return _masked(self.losses, min(cap, self.cap))
 
     def summary(self) -> tuple[str, ...]:
         """Directions, losses."""
@@ -165,7 +260,7 @@ class Plane(Record):
             error = number(self.interpolation_error)
             size += f", {int(self.evaluated.sum()):,} of them evaluated, error elsewhere {error} of the range"
         reading = f"loss {number(self.center)} at 0, lowest {number(lowest)} at ({number(alpha)}, {number(beta)})"
-        return f"{self.name}, {size}", reading, *_missing(self.losses)
+        return f"{self.name}, {size}", reading, *_missing(self.losses), *_capped(self)
 
 
 def _zero(positions: Float[np.ndarray, " a"]) -> int | None:
@@ -191,6 +286,37 @@ def _masked(losses: Float[np.ndarray, "..."], cap: float) -> Float[np.ndarray, "
 def _missing(losses: Float[np.ndarray, "..."]) -> tuple[str, ...]:
     count = int((~np.isfinite(losses)).sum())
     return (f"{count:,} of {losses.size:,} NOT FINITE",) if count else ()
+
+
+def _capped(record: Line | Plane) -> tuple[str, ...]:
+    """How many readings are above a cap, where there is one."""
+    if not np.isfinite(record.cap):
+        return ()
+    count = int((record.losses > record.cap).sum())
+    return (f"{count:,} of {record.losses.size:,} above the cap of {number(record.cap)}",)
+
+
+def _exploded(losses: Float[np.ndarray, "..."], cap: float) -> Bool[np.ndarray, "..."]:
+    return np.asarray(~np.isfinite(losses) | (losses > cap))
+
+
+def _chosen(record: Line | Plane, scalar: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Values and standard errors of the loss or of another quantity."""
+    if scalar is None:
+        return record.losses, record.stderrs
+    if scalar not in record.scalars:
+        raise KeyError(f"Expected a scalar among {sorted(record.scalars)}, found {scalar!r}.")
+    return record.scalars[scalar], record.scalar_stderrs[scalar]
+
+
+def _same_shapes(record: Line | Plane) -> None:
+    """Every quantity stands at every point."""
+    for name, values in [*record.scalars.items(), *record.scalar_stderrs.items()]:
+        if np.shape(values) != record.losses.shape:
+            raise ValueError(
+                f"{type(record).__name__}.scalars[{name!r}] has shape {np.shape(values)}; expected {record.losses.shape}, one "
+                "for each loss."
+            )
 
 
 def _curvature(
