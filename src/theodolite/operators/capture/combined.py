@@ -11,7 +11,7 @@ from torch import Tensor
 
 from theodolite.operators.capture.factored import Factored, concatenated
 from theodolite.operators.capture.rows import Rows
-from theodolite.operators.capture.use import Block, Use
+from theodolite.operators.capture.use import Block, Use, Work
 
 
 class Combined(Use):
@@ -30,8 +30,8 @@ class Combined(Use):
     def nbytes(self) -> int:
         return sum(use.nbytes for use in self.uses)
 
-    def slab(self, start: int, stop: int) -> Float[Tensor, "b r c"]:
-        total = self.uses[0].slab(start, stop)
+    def slab(self, start: int, stop: int, work: Work | None = None) -> Float[Tensor, "b r c"]:
+        total = self.uses[0].slab(start, stop, work)
         for use in self.uses[1:]:
             total = total + use.slab(start, stop)
         return total

@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from theodolite.operators.capture.use import Block, Kind, Use
+from theodolite.operators.capture.use import Block, Kind, Use, Work
+
+# Products of factors at a time.
+PRODUCTS = 2**20
 
 
 class Factored(Use):
@@ -57,10 +60,10 @@ class Factored(Use):
     def nbytes(self) -> int:
         return self.A.nbytes + self.D.nbytes
 
-    def slab(self, start: int, stop: int) -> Float[Tensor, "b r c"]:
-        if self.positions == 1:
-            return self.left[:, 0, start:stop, None] * self.right
-        return torch.bmm(self.left[:, :, start:stop].transpose(1, 2), self.right)
+    def slab(self, start: int, stop: int, work: Work | None = None) -> Float[Tensor, "b r c"]:
+        left, right = self.left[:, :, start:stop].transpose(1, 2), self.right
+        out = None if work is None else work.like(right, self.samples, stop - start, right.shape[2])
+        return torch.mul(left, right, out=out) if self.positions == 1 else torch.bmm(left, right, out=out)
 
     def dots(self, direction: Float[Tensor, "..."]) -> Float[Tensor, " b"]:
         return ((self.left @ direction.reshape(self.block.rows, -1)) * self.right).flatten(1).sum(1)
@@ -93,18 +96,22 @@ class Factored(Use):
         return materialised >= B * C * T * S * (L + K)
 
     def _products(self, other: Factored) -> Float[Tensor, "b c"]:
-        """Σ_ts ⟨left_it, left_js⟩ ⟨right_it, right_js⟩, for a few samples at a time."""
+        """Σ_ts ⟨left_it, left_js⟩ ⟨right_it, right_js⟩, for a few samples at a time; with itself half of them."""
         B, C, T, S = self.samples, other.samples, self.positions, other.positions
-        step = max(1, 2**22 // max(1, T * C * S))
+        step = max(1, PRODUCTS // max(1, T * C * S))
         left, right = other.left.reshape(C * S, -1).T, other.right.reshape(C * S, -1).T
-        rows = []
+        found = torch.empty(B, C, dtype=torch.float64)
         for start in range(0, B, step):
-            mine = slice(start, start + step)
-            products = (self.left[mine].flatten(0, 1) @ left).mul_(self.right[mine].flatten(0, 1) @ right)
+            mine, theirs = slice(start, start + step), start if other is self else 0
+            products = self.left[mine].flatten(0, 1) @ left[:, theirs * S :]
+            products.mul_(self.right[mine].flatten(0, 1) @ right[:, theirs * S :])
             if T * S > 1:
-                products = products.reshape(-1, T, C, S).sum((1, 3))
-            rows.append(products.double().cpu())
-        return torch.cat(rows)
+                products = products.reshape(-1, T, C - theirs, S).sum((1, 3))
+            part = products.cpu()
+            found[mine, theirs:] = part
+            if other is self:
+                found[theirs:, mine] = part.T
+        return found
 
 
 def concatenated(uses: list[Factored]) -> Factored:

@@ -112,19 +112,28 @@ def _one(problem: Problem, chunks: list[Chunk], point: Point, tally: Tally, *, r
     waiting: dict[str, list[Use]] = {}
     readings: dict[str, Reading] = {}
 
+    def multiply(name: str) -> None:
+        uses = combined(waiting.pop(name))
+        if to_check:
+            readings[name] = tally.add(uses, rows)
+        else:
+            tally.collect(uses, rows)
+
     def take(uses: list[Use]) -> None:
+        for use in uses:
+            waiting.setdefault(use.parameter, []).append(use)
         for name in {use.parameter for use in uses}:
-            waiting.setdefault(name, []).extend(use for use in uses if use.parameter == name)
             left[name] -= 1
             if left[name] == 0:
-                readings[name] = tally.add(combined(waiting.pop(name)), rows)
+                multiply(name)
 
-    before = set(captured.known.lost)
+    before, to_check = set(captured.known.lost), recheck or not captured.known.checked
     missed = captured.differentiate(None, take, retain=False)
     if not before.issuperset(missed):
         return None
-    for uses in waiting.values():
-        readings[uses[0].parameter] = tally.add(combined(uses), rows)
+    for name in list(waiting):
+        multiply(name)
+    tally.settle(rows)
     for names in _groups(missed, captured):
         for use in captured.fallback(names):
             readings[use.parameter] = tally.add([use], rows)
@@ -133,6 +142,8 @@ def _one(problem: Problem, chunks: list[Chunk], point: Point, tally: Tally, *, r
 
 def _groups(names: tuple[str, ...], captured: Captured) -> Iterator[tuple[str, ...]]:
     """Parameters whose materialised gradients fit the memory together; one that does not fit stands alone."""
+    if not names:
+        return
     layout, room = captured.problem.layout, SHARE * captured.problem.memory
     sizes = dict(zip(layout.names, layout.sizes, strict=True))
     group: list[str] = []

@@ -6,7 +6,12 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from theodolite.operators.capture.use import Block, Use
+from theodolite.operators.capture.use import Block, Use, Work
+
+# A pair of positions takes the time of as many entries of a table of all samples.
+PAIR = 2
+# Entries that are multiplied at a time.
+PIECE = 2**18
 
 
 class Lookup(Use):
@@ -28,10 +33,10 @@ class Lookup(Use):
     def nbytes(self) -> int:
         return self.ids.nbytes + self.D.nbytes
 
-    def slab(self, start: int, stop: int) -> Float[Tensor, "b r c"]:
+    def slab(self, start: int, stop: int, work: Work | None = None) -> Float[Tensor, "b r c"]:
         count = stop - start
         sample, position = ((self.ids >= start) & (self.ids < stop)).nonzero(as_tuple=True)
-        flat = self.D.new_zeros(self.samples * count, self.D.shape[2])
+        flat = (Work() if work is None else work).like(self.D, self.samples * count, self.D.shape[2]).zero_()
         flat.index_add_(0, sample * count + self.ids[sample, position] - start, self.D[sample, position])
         return flat.reshape(self.samples, count, -1)
 
@@ -47,12 +52,37 @@ class Lookup(Use):
 
     def gram(self, other: Use | None = None) -> Float[Tensor, "b c"]:
         if other is None or other is self:
+            if self._by_pairs():
+                return self._pairs()
             (compact,) = compacted([self])
             return super(Lookup, compact).gram()
         if isinstance(other, Lookup):
             mine, theirs = compacted([self, other])
             return super(Lookup, mine).gram(theirs)
         return super().gram(other)
+
+    def _by_pairs(self) -> bool:
+        """Whether positions that read the same row are so few that multiplying them pair by pair moves less memory."""
+        rows, counts = torch.unique(self.ids, return_counts=True)
+        return PAIR * int(counts.square().sum()) <= len(rows) * self.samples
+
+    def _pairs(self) -> Float[Tensor, "b b"]:
+        """Σ ⟨δ_p, δ_q⟩ over pairs of positions p, q that read the same row."""
+        order = torch.argsort(self.ids.reshape(-1), stable=True)
+        ids, D = self.ids.reshape(-1)[order], self.D.flatten(0, 1)
+        sample = order // self.ids.shape[1]
+        total = torch.zeros(self.samples, self.samples, dtype=torch.float64, device=D.device)
+        distance, start = 0, torch.arange(len(ids), device=ids.device)
+        while len(start):
+            # What stands so far apart in the order of rows reads the same row where both ends do.
+            for a in start.split(max(1, PIECE // D.shape[1])):
+                b = a + distance
+                products = (D[order[a]] * D[order[b]]).sum(1).double()
+                total.index_put_((sample[a], sample[b]), products if distance else products / 2, accumulate=True)
+            distance += 1
+            start = start[start + distance < len(ids)]
+            start = start[ids[start] == ids[start + distance]]
+        return (total + total.T).cpu()
 
 
 def compacted(lookups: list[Lookup]) -> list[Lookup]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from theodolite.errors import OperatorError
 from theodolite.operators.capture.interception import Recorder
 from theodolite.operators.capture.layouts import Layout
-from theodolite.operators.capture.origins import sources, uses_of
+from theodolite.operators.capture.origins import Parameters, sources, uses_of
 from theodolite.operators.capture.site import Site
 from theodolite.operators.capture.use import Use
 from theodolite.problem import Chunk, Point, Problem
@@ -57,10 +58,10 @@ class Pass:
         """Operations that read parameters and data, in the order of the forward pass."""
         return self.recorder.sites
 
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """The selected parameters by name."""
-        return dict(zip(self.problem.layout.names, self.point.leaves, strict=True))
+    @cached_property
+    def parameters(self) -> Parameters:
+        """The selected parameters."""
+        return Parameters(self.problem.layout.names, self.point.leaves)
 
     def differentiate(
         self, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool, root: Site | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from theodolite.operators.capture.use import Block, Kind, Use
+from theodolite.operators.capture.use import Block, Kind, Use, Work
 
 
 class Rows(Use):
@@ -26,7 +26,7 @@ class Rows(Use):
     def nbytes(self) -> int:
         return self.gradients.nbytes
 
-    def slab(self, start: int, stop: int) -> Float[Tensor, "b r c"]:
+    def slab(self, start: int, stop: int, work: Work | None = None) -> Float[Tensor, "b r c"]:
         return self.gradients[:, start:stop]
 
     def dots(self, direction: Float[Tensor, "..."]) -> Float[Tensor, " b"]:

@@ -102,8 +102,14 @@ class Use(ABC):
         return self.block.parameter
 
     @abstractmethod
-    def slab(self, start: int, stop: int) -> Float[Tensor, "b r c"]:
-        """Per-sample gradients of some rows of the block, its other dimensions flattened."""
+    def slab(self, start: int, stop: int, work: Work | None = None) -> Float[Tensor, "b r c"]:
+        """Per-sample gradients of some rows of the block, its other dimensions flattened.
+
+        Args:
+            start: first row.
+            stop: behind the last row.
+            work: memory that the slab may lie in, until the next slab does.
+        """
 
     @abstractmethod
     def dots(self, direction: Float[Tensor, "..."]) -> Float[Tensor, " b"]:
@@ -129,44 +135,61 @@ class Use(ABC):
 
     def norms(self) -> Float[Tensor, " b"]:
         """Norm of every sample's gradient of the block."""
-        total = torch.zeros(self.samples, dtype=torch.float64)
+        total, work = torch.zeros(self.samples, dtype=torch.float64), Work()
         for start, stop in slabs(self):
-            total += self.slab(start, stop).flatten(1).square().sum(1).double().cpu()
+            total += self.slab(start, stop, work).flatten(1).square().sum(1).cpu()
         return total.sqrt()
 
     def gram(self, other: Use | None = None) -> Float[Tensor, "b c"]:
         """Dot products with the gradients of another use of the same block, its own by default."""
         other = self if other is None else other
         total = torch.zeros(self.samples, other.samples, dtype=torch.float64)
+        work, others = Work(), Work()
         for start, stop in slabs(self, other):
-            mine = self.slab(start, stop).flatten(1)
+            mine = self.slab(start, stop, work).flatten(1)
             if other is self:
                 _add_square(total, mine)
             else:
-                total += (mine @ other.slab(start, stop).flatten(1).T).double().cpu()
+                total += (mine @ other.slab(start, stop, others).flatten(1).T).cpu()
         return total
 
 
+class Work:
+    """Memory that is used again for one slab after the other, instead of new pages for each."""
+
+    def __init__(self) -> None:
+        self._flat: Tensor | None = None
+
+    def like(self, tensor: Tensor, *shape: int) -> Tensor:
+        """Room for a tensor of a shape, of the kind of another one; what lay there before is gone."""
+        size = torch.Size(shape).numel()
+        if self._flat is None or self._flat.numel() < size:
+            self._flat = tensor.new_empty(size)
+        return self._flat[:size].view(shape)
+
+
 # Bytes of materialised gradients at a time: larger slabs save no time, smaller ones lose it to many small products.
-SLAB = 8 * 2**20
+SLAB = 4 * 2**20
 # Below this many samples half a product takes as long as a whole one.
-FEW = 16
+FEW = 64
 
 
-def slabs(*uses: Use, cap: int = SLAB) -> list[tuple[int, int]]:
+def slabs(*uses: Use) -> list[tuple[int, int]]:
     """Ranges of rows of the block whose materialised gradients fit a memory cap."""
     block = uses[0].block
     width = max(1, sum(use.samples for use in uses) * block.columns * 4)
-    step = max(1, cap // width)
+    step = max(1, SLAB // width)
     return [(start, min(start + step, block.rows)) for start in range(0, block.rows, step)]
 
 
 def _add_square(total: Float[Tensor, "b b"], rows: Float[Tensor, "b n"]) -> None:
     """Add the rows' dot products; of those between the first and the second half only one of the two equal blocks is
     multiplied."""
-    half = len(rows) // 2 if len(rows) >= FEW else 0
-    upper = (rows[:half] @ rows.T).double().cpu()
-    lower = (rows[half:] @ rows[half:].T).double().cpu()
+    if len(rows) < FEW:
+        total += (rows @ rows.T).cpu()
+        return
+    half = len(rows) // 2
+    upper, lower = (rows[:half] @ rows.T).cpu(), (rows[half:] @ rows[half:].T).cpu()
     total[:half] += upper
     total[half:, :half] += upper[:, half:].T
     total[half:, half:] += lower
