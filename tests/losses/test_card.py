@@ -56,13 +56,14 @@ def test_growth_with_the_margin_is_found(cards: dict[str, losses.Card]) -> None:
         "mae": "bounded",
         "nce": "bounded",
         "focal": "linear",
-        "squentropy": "linear",  # along z_y alone; it is quadratic in the other logits
+        "squentropy": "quadratic",
         "z": "bounded",
         "sparsemax": "linear",
         "hinge": "linear",
         "exp": "exponential",
     }
-    assert all(found.at_plus_infinity == "bounded" for found in cards.values())
+    rising = {name: found.at_plus_infinity for name, found in cards.items() if found.at_plus_infinity != "bounded"}
+    assert rising == {"squentropy": "quadratic"}  # which is 0 where the other logits are
 
 
 def test_robust_losses_forget_a_flipped_label(cards: dict[str, losses.Card]) -> None:
@@ -92,6 +93,19 @@ def test_profile_is_that_of_cross_entropy(cards: dict[str, losses.Card]) -> None
     torch.testing.assert_close(torch.tensor(found.values, dtype=torch.float64), -p.log())
     torch.testing.assert_close(torch.tensor(found.gradients, dtype=torch.float64), p - 1)
     torch.testing.assert_close(torch.tensor(found.curvatures, dtype=torch.float64), p * (1 - p))
+
+
+def test_card_and_picture_show_one_profile() -> None:
+    """Also of losses that a shift of all logits changes."""
+    for loss in (losses.squentropy, losses.taylor_softmax_ce, losses.aux_log_z2):
+        found, (shown,) = losses.card(loss, points=20), losses.compare(loss, classes=4, reach=8.0, steps=81)
+        for mine, drawn in (
+            (found.values, shown.values),
+            (found.gradients, shown.slopes),
+            (found.curvatures, shown.curvatures),
+        ):
+            assert mine == pytest.approx(drawn, abs=1e-9)
+        assert (found.at_minus_infinity, found.at_plus_infinity) == (shown.at_minus_infinity, shown.at_plus_infinity)
 
 
 def test_cards_are_plain_and_stand_side_by_side(cards: dict[str, losses.Card]) -> None:

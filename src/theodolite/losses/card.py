@@ -52,7 +52,7 @@ class Card:
             fixed number of classes.
         class_power: power of the class count that they grow with: 1 for linear.
         top_class_kept: whether the minimiser has its largest logit at the most probable class, for all these q.
-        margins: z_y − z_k at which the profile was taken, the other logits 0.
+        margins: z_y − z_k at which the profile was taken, the mean of all logits 0.
         values: loss along the margin.
         gradients: derivative along the margin.
         curvatures: second derivative along the margin.

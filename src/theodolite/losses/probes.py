@@ -116,25 +116,33 @@ def _minimised(loss: PerSampleLoss, q: Tensor, start: Tensor) -> tuple[float, Te
 def margin_profile(
     loss: PerSampleLoss, *, classes: int, reach: float = 8.0, steps: int = 81
 ) -> tuple[Numbers, Numbers, Numbers, Numbers]:
-    """Return margins, and the value, slope and curvature of the loss where z_y is the margin and other logits are 0."""
+    """Return margins, and the value, slope and curvature of the loss along them, all logits with mean 0."""
     margins = torch.linspace(-reach, reach, steps, dtype=torch.float64)
-    logits = torch.zeros(steps, classes, dtype=torch.float64)
-    logits[:, 0] = margins
+    logits = with_margin(margins, classes)
+    along = with_margin(torch.ones(1, dtype=torch.float64), classes)[0]
     target = torch.zeros(steps, dtype=torch.long)
     with torch.no_grad():
         values = loss(logits, target)
-    slopes = gradients(loss, logits, target)[:, 0]
-    bends = hessians(loss, logits, target)[:, 0, 0]
+    slopes = gradients(loss, logits, target) @ along
+    bends = hessians(loss, logits, target) @ along @ along
     return tuple(margins.tolist()), tuple(values.tolist()), tuple(slopes.tolist()), tuple(bends.tolist())
+
+
+def with_margin(margins: Float[Tensor, " n"], classes: int) -> Float[Tensor, "n c"]:
+    """Return logits of mean 0 in which class 0 leads all others by the margin.
+
+    Their mean matters to a loss that is not blind to a shift of all logits.
+    """
+    shares = torch.full((classes,), -1 / classes, dtype=margins.dtype)
+    shares[0] += 1
+    return margins[:, None] * shares
 
 
 def growth(loss: PerSampleLoss, *, classes: int, direction: float) -> str:
     """Return how the loss grows with the margin: bounded, linear, quadratic or exponential."""
 
     def along(t: Tensor) -> Tensor:
-        logits = torch.zeros(len(t), classes, dtype=t.dtype)
-        logits[:, 0] = t
-        return loss(logits, torch.zeros(len(t), dtype=torch.long))
+        return loss(with_margin(t, classes), torch.zeros(len(t), dtype=torch.long))
 
     return growth_of(along, direction=direction)
 
@@ -154,8 +162,7 @@ def growth_of(line: Callable[[Tensor], Tensor], *, direction: float) -> str:
 
 def flip_influence(loss: PerSampleLoss, *, classes: int) -> float:
     """Return the gradient norm at margin −10, a flipped label of a sure sample, over that at margin 0."""
-    logits = torch.zeros(2, classes, dtype=torch.float64)
-    logits[0, 1] = 10.0  # sure of another class
+    logits = with_margin(torch.tensor([10.0, 0.0], dtype=torch.float64), classes).roll(1, dims=1)  # sure of class 1
     sizes = safe_norm(gradients(loss, logits, torch.zeros(2, dtype=torch.long)))
     return float(sizes[0] / sizes[1]) if float(sizes[1]) > 0 else math.inf
 

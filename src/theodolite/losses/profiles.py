@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from theodolite.losses.probes import growth_of
+from theodolite.losses.probes import growth_of, with_margin
 from theodolite.losses.registry import LOSSES, Kind, LossModule
 
 Numbers = tuple[float, ...]
@@ -169,19 +169,12 @@ def along(
         return values.reshape(len(values), -1).sum(1)
 
     if kind == "classes":
-        return lambda t: single(_centred(t, classes), torch.zeros(len(t), dtype=torch.long))
+        return lambda t: single(with_margin(t, classes), torch.zeros(len(t), dtype=torch.long))
     if kind == "labels":
         return lambda t: single(t[:, None], torch.ones_like(t)[:, None])
     if kind == "values":
         return lambda t: single(1 + t, torch.ones_like(t))
     return lambda t: single(t, *(torch.zeros_like(t) for _ in range(3)))
-
-
-def _centred(margins: Tensor, classes: int) -> Tensor:
-    """Logits of mean 0 in which class 0 leads all others by the margin."""
-    shares = torch.full((classes,), -1 / classes, dtype=margins.dtype)
-    shares[0] += 1
-    return margins[:, None] * shares
 
 
 def profiled() -> dict[Kind, tuple[Callable[..., Tensor], ...]]:
