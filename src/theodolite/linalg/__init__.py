@@ -17,6 +17,7 @@ from theodolite.linalg.missing import Deflated, misses_eigenvalues
 from theodolite.linalg.operator import LinearOperator
 from theodolite.linalg.preconditioners import SpectralPreconditioner, deflating, nystrom
 from theodolite.linalg.quadrature import Quadrature, slq
+from theodolite.linalg.sharded import Sharded
 from theodolite.linalg.solution import Solution
 from theodolite.linalg.structured import Congruence, Dense, Diagonal, Identity
 from theodolite.linalg.trace import TraceEstimate, hutchinson, hutchpp
@@ -42,6 +43,7 @@ __all__ = [
     "Quadrature",
     "RotatedDiagonal",
     "Scaled",
+    "Sharded",
     "Share",
     "Solution",
     "SpectralPreconditioner",

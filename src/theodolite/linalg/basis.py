@@ -29,12 +29,22 @@ class Basis:
         capacity: rows that are never exceeded, so that no memory is taken for more.
         dtype: of the vectors.
         device: of the vectors.
+        dots: inner products of them, of which slices may be here.
     """
 
-    def __init__(self, n: int, *, capacity: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        n: int,
+        *,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        dots: vectors.Dots = vectors.WHOLE,
+    ) -> None:
         self._chunks: list[Tensor] = []
         self._chunk_rows = max(1, min(CHUNK_ROWS, CHUNK_BYTES // (n * dtype.itemsize)))
         self._capacity = capacity
+        self._dots = dots
         self._like = torch.empty(0, n, dtype=dtype, device=device)
         self._rows = 0
 
@@ -72,7 +82,7 @@ class Basis:
         """Inner products with all rows, of which there is at least one."""
         block = w.reshape(len(w), -1)
         products = torch.cat([vectors.project(chunk, block) for chunk in self._filled()])
-        return products.reshape(-1, *w.shape[1:])
+        return self._dots.sum(products).reshape(-1, *w.shape[1:])
 
     def lift(self, coefficients: Float[Tensor, "j *b"]) -> Float[Tensor, "n *b"]:
         """The combination of the rows with one coefficient each; a vector or a block."""
@@ -89,12 +99,12 @@ class Basis:
         """
         matrix, traces = self._on_device(T), torch.zeros(len(parts), dtype=torch.float64)
         for row, part in enumerate(parts):
-            columns = range(self._like.shape[1])[part]
+            columns = range(self._like.shape[1])[self._dots.within(part)]
             for first in range(0, len(columns), CHUNK_COLUMNS):
                 strip = columns[first : first + CHUNK_COLUMNS]
                 Q = torch.cat([chunk[:, strip.start : strip.stop : strip.step] for chunk in self._filled()])
                 traces[row] += float(vectors.dot(Q, matrix @ Q).sum(dtype=torch.float64))
-        return traces
+        return self._dots.sum(traces.to(self._like.device)).cpu()
 
     def rows(self) -> Float[Tensor, "j n"]:
         """A copy of all rows."""
@@ -138,12 +148,12 @@ class Basis:
         ]
 
 
-def orthonormal_rows(V: Float[Tensor, "j n"]) -> Float[Tensor, "r n"]:
+def orthonormal_rows(V: Float[Tensor, "j n"], *, dots: vectors.Dots = vectors.WHOLE) -> Float[Tensor, "r n"]:
     """An orthonormal basis of the span of the rows of V, without those that depend on earlier ones."""
-    basis = Basis(V.shape[1], capacity=len(V), dtype=V.dtype, device=V.device)
+    basis = Basis(V.shape[1], capacity=len(V), dtype=V.dtype, device=V.device, dots=dots)
     for row in V:
         w, _ = basis.orthogonalise(row)
-        before, after = float(vectors.norm(row)), float(vectors.norm(w))
+        before, after = float(dots.norm(row)), float(dots.norm(w))
         if after > NOISE * torch.finfo(V.dtype).eps * before:
             basis.append(w / after)
     return basis.rows()

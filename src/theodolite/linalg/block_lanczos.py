@@ -18,7 +18,7 @@ from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.iteration import EXTRA_STEPS, NOVELTY, checked_start, rows_in_memory, size_of_sensible
 from theodolite.linalg.krylov import Ritz
 from theodolite.linalg.lanczos import Eigenpairs
-from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.operator import LinearOperator, finite_product, refuse_sharded
 from theodolite.linalg.probes import Probes
 from theodolite.linalg.selection import PATIENCE, Which, chosen_pairs, order, radius, relative_bounds
 
@@ -73,6 +73,7 @@ def block_lanczos(
     References:
         Golub, Underwood (1977), The block Lanczos method for computing eigenvalues.
     """
+    refuse_sharded(A, what="blocks", way_out="take lanczos")
     n = size_of_sensible(A, k=k, which=which, tol=tol)
     refuse_fractions(block=block, max_products=max_products)
     limit = (10 * k + 200) * block if max_products is None else max_products

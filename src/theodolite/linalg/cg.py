@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from theodolite.linalg import vectors
 from theodolite.linalg.operator import LinearOperator, finite_product
 from theodolite.linalg.solution import Run, Solution, solve
 
@@ -76,9 +75,9 @@ class _Run(Run):
         P = self._P[:, tried]
         AP = finite_product(self._A, P, before=self.products)
         self.products += len(tried)
-        curvature = vectors.dot(P, AP)
+        curvature = self._A.dots.dot(P, AP)
         upward = curvature > 0
-        for i, unit in zip(tried, (curvature.double() / vectors.norm(P) ** 2).tolist(), strict=True):
+        for i, unit in zip(tried, (curvature.double() / self._A.dots.norm(P) ** 2).tolist(), strict=True):
             self.negative[i] = unit <= 0
             if unit <= 0:
                 self.end([i], f"negative or zero curvature, pᵀAp/pᵀp = {unit:.3g}")
@@ -97,7 +96,7 @@ class _Run(Run):
         """New directions: the preconditioned residuals, conjugate to the directions before."""
         R = self._R[:, self.active]
         Z = R if self._preconditioner is None else self._preconditioner @ R
-        rho = vectors.dot(R, Z)
+        rho = self._A.dots.dot(R, Z)
         self._P[:, self.active] = Z + rho / self._rho[self.active] * self._P[:, self.active]
         self._rho[self.active] = rho
         for i, square in zip(list(self.active), rho.tolist(), strict=True):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.linalg.operator import LinearOperator
+from theodolite.linalg.operator import LinearOperator, refuse_sharded
 
 
 @final
@@ -44,6 +44,7 @@ class Scaled(LinearOperator):
     """c·A."""
 
     def __init__(self, factor: float, operator: LinearOperator) -> None:
+        _refuse_slices(operator)
         if not math.isfinite(factor):
             raise OperatorError(f"{operator!r} was multiplied by {factor}; expected a finite number.")
         if isinstance(operator, Scaled):
@@ -136,8 +137,14 @@ class Compression(LinearOperator):
 
 def refuse_strangers(left: LinearOperator, right: LinearOperator) -> None:
     """Raise if two operators do not share a dtype and a device."""
+    for operator in (left, right):
+        _refuse_slices(operator)
     if left.dtype != right.dtype or left.device != right.device:
         raise OperatorError(f"Operators combine in one dtype on one device, found {left!r} and {right!r}.")
+
+
+def _refuse_slices(operator: LinearOperator) -> None:
+    refuse_sharded(operator, what="an operator made of it", way_out="shard the result, Sharded(A.shift(δ), group)")
 
 
 def _as_term(operator: LinearOperator) -> str:
@@ -151,6 +158,7 @@ def _as_factor(operator: LinearOperator) -> str:
 
 
 def _size_of_square(operator: LinearOperator) -> int:
+    _refuse_slices(operator)
     m, n = operator.shape
     if m != n:
         raise OperatorError(f"Only a square operator has principal sub-matrices, found {operator!r}.")

@@ -187,7 +187,7 @@ def _traces(
             exact_trace(trace, parts=exact[2:], products=krylov.products),
             exact_trace(square, products=krylov.products),
         )
-    row = A.shape[0] * A.dtype.itemsize
+    row = A.vector_bytes
     size = max(1, (memory - len(basis) * row) // (WORK_BLOCKS * row))
     samples: list[Tensor] = []
     done = krylov.products
@@ -212,7 +212,8 @@ def _complement_samples(
     Y, _ = basis.orthogonalise(Z)
     AY = finite_product(A, Y, before=before)
     outside, coefficients = basis.orthogonalise(AY)
-    square = 2 * vectors.norm(coefficients) ** 2 + vectors.norm(outside) ** 2
+    square = 2 * vectors.norm(coefficients) ** 2 + A.dots.norm(outside) ** 2
     twice = 2 * AY - outside
-    rows = [vectors.dot(Y, AY), square, *(vectors.dot(Y[part], twice[part]) for part in parts)]
-    return torch.stack([row.double() for row in rows]).cpu()
+    here = [A.dots.within(part) for part in parts]
+    rows = A.dots.sum(torch.stack([vectors.dot(Y, AY), *(vectors.dot(Y[part], twice[part]) for part in here)]).double())
+    return torch.cat([rows[:1], square[None], rows[1:]]).cpu()

@@ -29,7 +29,7 @@ def deflated_rule(run: Iteration, *, trace: TraceEstimate, square: TraceEstimate
     several equal ones: a node whose weight is too large for a single one stays in the rule, copies found by fresh vectors are
     counted, and if the measure still contradicts the unbiased traces of A and A² nothing is taken out.
     """
-    n, products = run.krylov.operator.shape[0], run.krylov.products
+    n, products = run.krylov.operator.size, run.krylov.products
     if run.krylov.exhausted:
         known = torch.from_numpy(run.ritz.values.copy())
         empty = torch.zeros(1, 0, dtype=torch.float64)
@@ -101,7 +101,7 @@ def _rule(run: Iteration, nodes: list[_Node]) -> Quadrature:
     return Quadrature(
         nodes=torch.from_numpy(run.first.values[rest])[None],
         weights=torch.from_numpy(weights[rest] / mass)[None],
-        size=run.krylov.operator.shape[0],
+        size=run.krylov.operator.size,
         products=run.krylov.products,
         known=torch.from_numpy(np.repeat(values, [node.copies for node in known])),
         uniform=True,

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.linalg import vectors
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
@@ -83,10 +82,10 @@ def diagonal(
     exact = ((V**2).T @ values.to(V)).double()
     spread = _Spread(exact)
     for Z in Probes(A, seed=seed, distribution="rademacher").blocks(probes, size=block_size(A, memory)):
-        Y = Z - V.T @ vectors.project(V, Z)
+        Y = Z - V.T @ A.dots.project(V, Z)
         AY = finite_product(A, Y, before=spread.count)
         # E z yᵀ = I − P, and off the span both PA(I − P) and its transpose have the same diagonal: hence AY + PAY.
-        spread.add((Z * (AY + V.T @ vectors.project(V, AY))).double())
+        spread.add((Z * (AY + V.T @ A.dots.project(V, AY))).double())
     return DiagonalEstimate(
         value=exact + spread.mean,
         stderr=spread.stderr(),

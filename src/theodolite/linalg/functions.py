@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import NonFiniteError, OperatorError
-from theodolite.linalg import vectors
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.krylov import Krylov, Ritz
 from theodolite.linalg.operator import LinearOperator, bytes_in_words
@@ -95,7 +94,7 @@ def funm_multiply(
         Amsel, Chen, Greenbaum, Musco, Musco (2024), Nearly optimal approximation of matrix functions by the Lanczos method.
     """
     limit = _limit(A, v, tol=tol, max_products=max_products, memory=memory)
-    norm = float(vectors.norm(v))
+    norm = float(A.dots.norm(v))
     if norm == 0:
         return FunctionProduct(x=torch.zeros_like(v), error=0.0, converged=True, products=0)
     krylov = Krylov(A, start=v, draw=v.clone, capacity=limit)
@@ -127,17 +126,17 @@ def _limit(A: LinearOperator, v: Tensor, *, tol: float, max_products: int | None
             f"f(A)v with {A!r} takes a vector of shape ({n},) of its dtype and device, found {tuple(v.shape)} of "
             f"{v.dtype} on {v.device}."
         )
-    if not bool(torch.isfinite(v).all()):
+    if not A.dots.is_finite(v):
         raise NonFiniteError(f"v has {int((~torch.isfinite(v)).sum())} entries that are NaN or infinite.")
     refuse_fractions(max_products=max_products)
     if not tol > 0:
         raise OperatorError(f"tol is a positive relative error, found {tol}.")
-    rows = memory // (n * A.dtype.itemsize) - WORK_VECTORS
-    steps = min(n, DEFAULT_STEPS if max_products is None else max_products, rows)
+    rows = memory // A.vector_bytes - WORK_VECTORS
+    steps = min(A.size, DEFAULT_STEPS if max_products is None else max_products, rows)
     if steps < 1:
         raise OperatorError(
             f"f(A)v needs at least one step and memory for {WORK_VECTORS + 1} vectors of "
-            f"{bytes_in_words(n * A.dtype.itemsize)}, found max_products={max_products} and "
+            f"{bytes_in_words(A.vector_bytes)}, found max_products={max_products} and "
             f"memory={bytes_in_words(memory)}."
         )
     return steps

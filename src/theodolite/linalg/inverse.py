@@ -59,7 +59,9 @@ class Inverse(LinearOperator):
             raise OperatorError(f"Only a symmetric operator is inverted here, {operator!r} does not claim to be.")
         if solver not in SOLVERS:
             raise OperatorError(f"solver is one of {', '.join(map(repr, SOLVERS))}, found {solver!r}.")
-        super().__init__(shape=operator.shape, dtype=operator.dtype, device=operator.device, symmetric=True)
+        super().__init__(
+            shape=operator.shape, dtype=operator.dtype, device=operator.device, symmetric=True, dots=operator.dots
+        )
         self.operator = operator.shift(damping) if damping else operator
         self.products = 0
         self.last: Solution | None = None

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import NonFiniteError, OperatorError
-from theodolite.linalg import vectors
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.krylov import Krylov, Ritz
 from theodolite.linalg.operator import LinearOperator, bytes_in_words
@@ -101,7 +100,7 @@ def size_of_sensible(A: LinearOperator, *, k: int, which: str, tol: float) -> in
         raise OperatorError(
             f"Lanczos needs a symmetric operator, {A!r} does not claim to be. Pass symmetric=True where it was made."
         )
-    n = A.shape[0]
+    n = A.size
     refuse_fractions(k=k)
     if not 1 <= k <= n:
         raise OperatorError(f"{A!r} has {n} eigenpairs, found k={k}; ask for 1 to {n}.")
@@ -114,7 +113,7 @@ def size_of_sensible(A: LinearOperator, *, k: int, which: str, tol: float) -> in
 
 def rows_in_memory(A: LinearOperator, least: int, memory: int) -> int:
     """Rows of a basis that fit, and are no fewer than ``least`` or all."""
-    n, row = A.shape[0], A.shape[0] * A.dtype.itemsize
+    n, row = A.size, A.vector_bytes
     needed = min(n, least)
     if memory < needed * row:
         raise OperatorError(
@@ -129,7 +128,7 @@ def _start_vector(A: LinearOperator, start: Tensor | None, probes: Probes) -> Fl
     if start is None:
         return random
     # Relative to one unit row: the sum of opposite rows may vanish, the random part then starts alone.
-    return checked_start(A, start).to(random).sum(dim=0) + NOVELTY * random / float(vectors.norm(random))
+    return checked_start(A, start).to(random).sum(dim=0) + NOVELTY * random / float(A.dots.norm(random))
 
 
 def checked_start(A: LinearOperator, start: Float[Tensor, "*j n"]) -> Float[Tensor, "j n"]:
@@ -138,7 +137,7 @@ def checked_start(A: LinearOperator, start: Float[Tensor, "*j n"]) -> Float[Tens
     if start.ndim not in (1, 2) or start.shape[-1] != n or start.numel() == 0:
         raise OperatorError(f"start has the shape ({n},) or (j, {n}) for {A!r}, found {tuple(start.shape)}.")
     rows = start.reshape(-1, n)
-    norms = vectors.norm(rows.T)
+    norms = A.dots.norm(rows.T)
     if not bool(torch.isfinite(norms).all()):
         raise NonFiniteError(f"start has NaN or infinite entries; its rows have norms {norms.tolist()}.")
     if float(norms.min()) == 0:

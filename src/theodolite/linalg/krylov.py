@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from theodolite.linalg import vectors
 from theodolite.linalg.basis import NOISE, Basis
 from theodolite.linalg.operator import LinearOperator, non_finite_product
 
@@ -61,14 +60,15 @@ class Krylov:
         capacity: int,
     ) -> None:
         self.operator = operator
-        self.basis = Basis(operator.shape[0], capacity=capacity, dtype=operator.dtype, device=operator.device)
+        rows = operator.shape[0]
+        self.basis = Basis(rows, capacity=capacity, dtype=operator.dtype, device=operator.device, dots=operator.dots)
         self.T = np.zeros((0, 0))  # the projected matrix Q A Qᵀ
         self.products = 0
         self.blocks = 1
         self.block_steps = 0
         self.rounding = 0.0
         self._draw = draw
-        self._next: Tensor | None = _unit(start)
+        self._next: Tensor | None = self._unit(start)
         self._coupling = np.zeros(0)
         self._dropped = np.zeros(0)
 
@@ -78,7 +78,7 @@ class Krylov:
     @property
     def exhausted(self) -> bool:
         """Whether the basis spans the whole space."""
-        return len(self) == self.operator.shape[0]
+        return len(self) == self.operator.size
 
     @property
     def invariant(self) -> bool:
@@ -99,7 +99,7 @@ class Krylov:
         self.basis.append(self._next)
         product = self.operator @ self._next
         w, coefficients = self.basis.orthogonalise(product)
-        *row, beta = torch.cat([coefficients.double(), vectors.norm(w)[None]]).tolist()
+        *row, beta = torch.cat([coefficients.double(), self.operator.dots.norm(w)[None]]).tolist()
         self.products += 1
         self.block_steps += 1
         if not math.isfinite(sum(row) + beta):
@@ -153,7 +153,7 @@ class Krylov:
         self.blocks += 1
         self.block_steps = 0
         fresh, _ = self.basis.orthogonalise(self._draw())
-        self._next = _unit(fresh)
+        self._next = self._unit(fresh)
 
     def _border(self, row: Float[np.ndarray, " j"]) -> None:
         """Add the inner products of the last vector's product with the basis to T."""
@@ -167,6 +167,5 @@ class Krylov:
         self.T = T
         self._dropped = np.append(self._dropped, 0.0)
 
-
-def _unit(v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    return v / float(vectors.norm(v))
+    def _unit(self, v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        return v / float(self.operator.dots.norm(v))

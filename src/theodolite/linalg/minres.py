@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.linalg import vectors
 from theodolite.linalg.basis import NOISE
 from theodolite.linalg.operator import LinearOperator, finite_product
 from theodolite.linalg.solution import Run, Solution, solve
@@ -81,7 +80,7 @@ class _Run(Run):
         y = finite_product(self._A, v, before=self.products)
         self.products += len(on)
         y = y - _ratio(s["beta"], s["beta_before"]).to(y) * self._old[:, on]
-        alpha = vectors.dot(v, y).double()
+        alpha = self._A.dots.dot(v, y).double()
         self.negative[on] |= (alpha <= 0).cpu()
         y = y - (alpha / s["beta"]).to(y) * self._new[:, on]
         self._old[:, on], self._new[:, on] = self._new[:, on], y
@@ -123,9 +122,9 @@ class _Run(Run):
     def _preconditioned(self, R: Float[Tensor, "n a"]) -> tuple[Float[Tensor, "n a"], Float[Tensor, " a"]]:
         """M R, and the lengths of R in the norm of M."""
         if self._preconditioner is None:
-            return R, vectors.norm(R)
+            return R, self._A.dots.norm(R)
         MR = self._preconditioner @ R
-        squares = vectors.dot(R, MR).double()
+        squares = self._A.dots.dot(R, MR).double()
         if bool((squares < 0).any()):
             raise OperatorError(
                 f"The preconditioner M is positive definite, {self._preconditioner!r} has rᵀMr = {float(squares.min()):.3g}."

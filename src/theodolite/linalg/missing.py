@@ -10,7 +10,6 @@ from torch import Tensor
 from theodolite.linalg.lanczos import Eigenpairs, lanczos
 from theodolite.linalg.operator import LinearOperator
 from theodolite.linalg.selection import Which
-from theodolite.linalg.vectors import project
 
 PRODUCTS = 8
 MARGIN = 0.1  # residuals of the found pairs couple what was moved to the rest, which lifts it a little
@@ -30,13 +29,17 @@ class Deflated(LinearOperator):
         self, operator: LinearOperator, values: Float[Tensor, " k"], vectors: Float[Tensor, "k n"], *, to: float
     ) -> None:
         super().__init__(
-            shape=operator.shape, dtype=operator.dtype, device=operator.device, symmetric=operator.symmetric
+            shape=operator.shape,
+            dtype=operator.dtype,
+            device=operator.device,
+            symmetric=operator.symmetric,
+            dots=operator.dots,
         )
         self.operator, self.basis = operator, vectors
         self._shifts = (values - to).to(vectors)[:, None]
 
     def _matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
-        return self.operator @ V - self.basis.T @ (self._shifts * project(self.basis, V))
+        return self.operator @ V - self.basis.T @ (self._shifts * self.dots.project(self.basis, V))
 
 
 def misses_eigenvalues(A: LinearOperator, found: Eigenpairs, *, which: Which, seed: int = 0) -> bool:
@@ -55,7 +58,7 @@ def misses_eigenvalues(A: LinearOperator, found: Eigenpairs, *, which: Which, se
         which: as they were asked for, ``"largest"``, ``"smallest"`` or ``"both"``.
         seed: of the fresh vector.
     """
-    n, k = A.shape[0], len(found.values)
+    n, k = A.size, len(found.values)
     ends = 2 if which == "both" else 1
     if n - k < ends:
         return False

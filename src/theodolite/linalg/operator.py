@@ -29,6 +29,7 @@ class LinearOperator(ABC):
         dtype: floating-point type of the entries, and of the vectors that it multiplies.
         device: where products are computed.
         symmetric: the claim that A = Aᵀ, which the algebra carries on; it is not checked here.
+        dots: inner products of its vectors, for one of which every rank holds a slice.
 
     Raises:
         OperatorError: the shape, the dtype or the claim makes no sense.
@@ -49,7 +50,13 @@ class LinearOperator(ABC):
     __array_ufunc__ = None
 
     def __init__(
-        self, *, shape: tuple[int, int], dtype: torch.dtype, device: torch.device | str, symmetric: bool = False
+        self,
+        *,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device | str,
+        symmetric: bool = False,
+        dots: vectors.Dots = vectors.WHOLE,
     ) -> None:
         m, n = (int(size) for size in shape)
         if min(m, n) < 1:
@@ -63,6 +70,18 @@ class LinearOperator(ABC):
         # "cuda" and "cuda:0" are one device but compare unequal; a tensor always names the index.
         self.device = torch.empty(0, device=device).device
         self.symmetric = symmetric
+        self.dots = dots
+
+    @property
+    def size(self) -> int:
+        """Number of rows, over all ranks where vectors are sharded."""
+        return self.shape[0] if self.dots.group is None else self.dots.size
+
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of a vector, or of the longest slice of it that a rank holds."""
+        rows = self.shape[0] if self.dots.group is None else max(self.dots.lengths)
+        return rows * self.dtype.itemsize
 
     @abstractmethod
     def _matmat(self, V: Float[Tensor, "n k"]) -> Float[Tensor, "m k"]:
@@ -88,7 +107,7 @@ class LinearOperator(ABC):
     def _refuse_unusable(self, other: Tensor) -> None:
         """Raise if this cannot be multiplied: of another shape, type or device, or not finite."""
         self._refuse_misfit(other)
-        if not vectors.is_finite(other):
+        if not self.dots.is_finite(other):
             raise NonFiniteError(_non_finite_scene(self, other))
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
@@ -152,6 +171,7 @@ class LinearOperator(ABC):
         Raises:
             OperatorError: the operator is larger than ``max_size``.
         """
+        refuse_sharded(self, what="dense()", way_out="take the dense form of the operator that was sharded")
         m, n = self.shape
         if max(m, n) > max_size:
             raise OperatorError(
@@ -198,6 +218,16 @@ class LinearOperator(ABC):
             raise OperatorError(f"{self!r}: _matmat should return {expected} of {self.dtype}, it returned {found}.")
 
 
+def refuse_sharded(A: LinearOperator, *, what: str, way_out: str) -> None:
+    """Raise if vectors of A are slices, for what needs whole ones.
+
+    Raises:
+        OperatorError: they are.
+    """
+    if A.dots.group is not None:
+        raise OperatorError(f"Expected whole vectors for {what}, found {A!r}, sharded over ranks: {way_out}.")
+
+
 def finite_product(A: LinearOperator, V: Float[Tensor, "n k"], *, before: int) -> Float[Tensor, "m k"]:
     """A @ V, refused if it is not finite.
 
@@ -210,7 +240,7 @@ def finite_product(A: LinearOperator, V: Float[Tensor, "n k"], *, before: int) -
         NonFiniteError: the product is not finite.
     """
     product = A @ V
-    if not vectors.is_finite(product):
+    if not A.dots.is_finite(product):
         raise non_finite_product(A, product, number=before + V.shape[1])
     return product
 
@@ -238,6 +268,10 @@ def _is_number(value: object) -> bool:
 
 def _non_finite_scene(operator: LinearOperator, V: Tensor) -> str:
     bad = ~torch.isfinite(V)
+    if not bool(bad.any()):
+        return (
+            f"{operator!r} was given a vector that is not finite in the slice of another rank; no product was computed."
+        )
     first = tuple(bad.nonzero()[0].tolist())
     return (
         f"{operator!r} was given a vector that is not finite: {int(bad.sum())} of {V.numel()} entries, the first at "

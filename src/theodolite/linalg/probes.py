@@ -35,10 +35,9 @@ class Probes:
 
     def draw(self, count: int) -> Float[Tensor, "count n"]:
         """The next probes, one a row."""
-        n = self._operator.shape[1]
-        drawn = torch.empty(count, n, dtype=self._operator.dtype, device=self._operator.device)
+        drawn = torch.empty(count, self._operator.shape[1], dtype=self._operator.dtype, device=self._operator.device)
         for row in drawn:
-            row.copy_(self._draw_one(n))
+            row.copy_(self._draw_one())
         return drawn
 
     def blocks(self, count: int, *, size: int) -> Iterator[Float[Tensor, "n b"]]:
@@ -46,7 +45,12 @@ class Probes:
         for first in range(0, count, size):
             yield self.draw(min(size, count - first)).T
 
-    def _draw_one(self, n: int) -> Float[Tensor, " n"]:
+    def _draw_one(self) -> Float[Tensor, " n"]:
+        if self._operator.dots.group is None:
+            return self._entries(self._operator.shape[1])
+        return self._entries(self._operator.size)[self._operator.dots.own]  # of the vector that one rank would draw
+
+    def _entries(self, n: int) -> Float[Tensor, " n"]:
         if self._distribution == "gaussian":
             return torch.randn(n, generator=self._generator, dtype=torch.float32)
         return torch.randint(0, 2, (n,), generator=self._generator, dtype=torch.int8).float().mul_(2).sub_(1)

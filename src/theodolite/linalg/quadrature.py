@@ -13,7 +13,6 @@ from scipy.linalg import eigh_tridiagonal
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.linalg import vectors
 from theodolite.linalg.basis import NOISE
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.lanczos import Eigenpairs
@@ -115,7 +114,7 @@ def slq(
     refuse_fractions(probes=probes, steps=steps)
     if probes < 1 or steps < 1:
         raise OperatorError(f"Quadrature needs at least one probe and one step, found {probes=}, {steps=}.")
-    n = A.shape[0]
+    n = A.size
     known, fixed = projected_out(A, deflate)
     if deflate is not None:
         known, fixed = known[deflate.converged], fixed[deflate.converged.to(fixed.device)]
@@ -152,7 +151,7 @@ def slq(
 
 
 def _probes_in_memory(A: LinearOperator, length: int, memory: int) -> int:
-    one = (length + WORK_VECTORS) * A.shape[0] * A.dtype.itemsize
+    one = (length + WORK_VECTORS) * A.vector_bytes
     if memory < one:
         raise OperatorError(
             f"{length} Lanczos steps with {A!r} keep {bytes_in_words(one)} for each probe, found "
@@ -185,8 +184,8 @@ def _tridiagonals(
     m, n = starts.shape
     Q = starts.new_empty(m, steps, n)
     for _ in range(2):
-        starts = starts - vectors.project(fixed, starts.T).T @ fixed
-    current = starts / vectors.norm(starts.T).to(starts)[:, None]
+        starts = starts - A.dots.project(fixed, starts.T).T @ fixed
+    current = starts / A.dots.norm(starts.T).to(starts)[:, None]
     diagonals = torch.zeros(steps, m, dtype=torch.float64)
     couplings = torch.zeros(steps, m, dtype=torch.float64)
     lengths = torch.zeros(m, dtype=torch.int64)
@@ -200,11 +199,11 @@ def _tridiagonals(
         lengths += active
         alpha = torch.zeros(m, dtype=w.dtype, device=w.device)
         for _ in range(2):
-            coefficients = vectors.project(Q[:, : j + 1], w[:, :, None])[:, :, 0]
+            coefficients = A.dots.project(Q[:, : j + 1], w[:, :, None])[:, :, 0]
             w = w - (coefficients[:, None, :] @ Q[:, : j + 1])[:, 0]
-            w = w - vectors.project(fixed, w.T).T @ fixed
+            w = w - A.dots.project(fixed, w.T).T @ fixed
             alpha = alpha + coefficients[:, j]
-        diagonals[j], couplings[j] = torch.stack([alpha.double(), vectors.norm(w.T)]).cpu()
+        diagonals[j], couplings[j] = torch.stack([alpha.double(), A.dots.norm(w.T)]).cpu()
         scale = torch.maximum(scale, diagonals[j].abs() + couplings[j])
         active &= couplings[j] > NOISE * torch.finfo(w.dtype).eps * scale
         if not bool(active.any()):

@@ -13,7 +13,7 @@ from torch import Tensor
 from theodolite.errors import OperatorError
 from theodolite.linalg.basis import thin_qr
 from theodolite.linalg.counts import refuse_fractions
-from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
+from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product, refuse_sharded
 from theodolite.linalg.probes import Probes
 
 LEAST_PROBES = 2  # of what a dependent sketch leaves; a single one has no standard error
@@ -70,6 +70,7 @@ def sketch_vectors(
     """Gaussian vectors for a sketch, one a column, if the question can be answered."""
     if A.shape[0] != A.shape[1]:
         raise OperatorError(f"Only a square operator has a trace and a diagonal, found {A!r}.")
+    refuse_sharded(A, what="a sketch", way_out="take hutchinson, hutchpp or diagonal, which need inner products alone")
     refuse_fractions(products=products)
     n = A.shape[0]
     if products < least or count > n:

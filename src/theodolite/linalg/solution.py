@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from theodolite.errors import NonFiniteError, OperatorError
-from theodolite.linalg import vectors
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.operator import LinearOperator, finite_product
 
@@ -80,7 +79,7 @@ class Run(ABC):
         self.active = list(range(columns))
         self.fates = [""] * columns
         self.negative = torch.zeros(columns, dtype=torch.bool)
-        self.residual = vectors.norm(B).cpu()
+        self.residual = A.dots.norm(B).cpu()
         self.history: list[Tensor] = []
         self._R = B.clone()
         self._is_true = torch.full((columns,), start is None)  # whether R is b − Ax and not the recursion's
@@ -123,14 +122,14 @@ class Run(ABC):
     def _moved(self, columns: list[int]) -> None:
         """The residual of columns is now the recursion's."""
         self._is_true[columns] = False
-        self.residual[columns] = vectors.norm(self._R[:, columns]).cpu()
+        self.residual[columns] = self._A.dots.norm(self._R[:, columns]).cpu()
 
     def _make_true(self, columns: list[int]) -> None:
         stale = [i for i in columns if not self._is_true[i]]
         if stale:
             self._R[:, stale] = self._B[:, stale] - finite_product(self._A, self.X[:, stale], before=self.products)
             self.products += len(stale)
-            self.residual[stale] = vectors.norm(self._R[:, stale]).cpu()
+            self.residual[stale] = self._A.dots.norm(self._R[:, stale]).cpu()
             self._is_true[stale] = True
 
 
@@ -149,7 +148,7 @@ def solve(
     columns = b.shape[1] if b.ndim == 2 else 1
     limit = _product_limit(columns, max_products)
     # With ‖b‖ = 1 residuals are relative, and their squares cannot underflow.
-    norms = vectors.norm(b).reshape(1, columns)
+    norms = A.dots.norm(b).reshape(1, columns)
     scale = torch.where(norms > 0, norms, 1.0).to(b)
     start = None if x0 is None else torch.where(norms > 0, x0.reshape(-1, columns), 0.0) / scale
     run = run_of(A, b.reshape(-1, columns) / scale, start=start, tol=tol, preconditioner=preconditioner)
@@ -188,6 +187,11 @@ def _refuse_misfits(
         raise OperatorError(f"The solvers need a symmetric operator, {A!r} does not claim to be.")
     if preconditioner is not None and (preconditioner.shape != A.shape or not preconditioner.symmetric):
         raise OperatorError(f"The preconditioner of {A!r} is symmetric and of its shape, found {preconditioner!r}.")
+    if preconditioner is not None and preconditioner.dots.group is not A.dots.group:
+        raise OperatorError(
+            f"{A!r} and its preconditioner {preconditioner!r} are sharded alike: Sharded(preconditioner, group) takes one of "
+            "whole vectors."
+        )
     if not tol > 0:
         raise OperatorError(f"tol is a positive relative residual, found {tol}.")
     for name, block in (("b", b), ("x0", b if x0 is None else x0)):
@@ -198,8 +202,11 @@ def _refuse_misfits(
             )
         if block.dtype != A.dtype or block.device != A.device:
             raise OperatorError(f"{name} is {block.dtype} on {block.device}, {A!r} is not; convert it.")
-        if not bool(torch.isfinite(block).all()):
-            raise NonFiniteError(f"{name} has {int((~torch.isfinite(block)).sum())} entries that are NaN or infinite.")
+        if not A.dots.is_finite(block):
+            bad = int((~torch.isfinite(block)).sum())
+            raise NonFiniteError(
+                f"{name} has {bad} entries{' here' * (A.dots.group is not None)} that are NaN or infinite."
+            )
 
 
 def _product_limit(columns: int, max_products: int | None) -> int:

@@ -143,14 +143,17 @@ def hutchinson(
     stream = Probes(A, seed=seed, distribution="rademacher")
     values, known = projected_out(A, deflate)
     everything = (slice(None), *parts)
-    exact = torch.stack([(values * (known[:, part].double() ** 2).sum(dim=1).cpu()).sum() for part in everything])
+    everything = tuple(A.dots.within(part) for part in everything)
+    squares = A.dots.sum(torch.stack([(known[:, part].double() ** 2).sum(dim=1) for part in everything])).cpu()
+    exact = squares @ values
     blocks: list[Tensor] = []
     for done, V in _counted(stream.blocks(probes, size=block_size(A, memory))):
-        Y = V - known.T @ vectors.project(known, V)
+        Y = V - known.T @ A.dots.project(known, V)
         AY = finite_product(A, Y, before=done)
         # Both blocks between the span and its complement count towards a part: PAY twice, with the one in AY.
-        AY = AY + known.T @ vectors.project(known, AY)
-        blocks.append(torch.stack([vectors.dot(Y[part], AY[part]) for part in everything]).double().cpu())
+        AY = AY + known.T @ A.dots.project(known, AY)
+        forms = torch.stack([vectors.dot(Y[part], AY[part]) for part in everything])
+        blocks.append(A.dots.sum(forms).double().cpu())
     whole, *of_parts = exact[:, None] + torch.cat(blocks, dim=1)
     return trace_estimate(whole, products=probes, parts=torch.stack(of_parts) if parts else None)
 
@@ -194,7 +197,7 @@ def hutchpp(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 2*
     stream, size = Probes(A, seed=seed, distribution="rademacher"), block_size(A, memory)
     sketch = min(products // 3, n)
     images = [finite_product(A, V, before=done).T for done, V in _counted(stream.blocks(sketch, size=size))]
-    Q = orthonormal_rows(torch.cat(images))
+    Q = orthonormal_rows(torch.cat(images), dots=A.dots)
     sketched = (rows.T for rows in Q.split(size) if len(rows))
     exact = math.fsum(_quadratic_forms(A, V, before=sketch + done).sum() for done, V in _counted(sketched))
     spent = sketch + len(Q)
@@ -202,14 +205,14 @@ def hutchpp(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 2*
         return exact_trace(exact, products=spent)
     blocks: list[Tensor] = []
     for done, V in _counted(stream.blocks(products - spent, size=size)):
-        blocks.append(_quadratic_forms(A, V - Q.T @ vectors.project(Q, V), before=spent + done))
+        blocks.append(_quadratic_forms(A, V - Q.T @ A.dots.project(Q, V), before=spent + done))
     return trace_estimate(exact + torch.cat(blocks), products=products)
 
 
 def _refuse_oblong(A: LinearOperator) -> int:
     if A.shape[0] != A.shape[1]:
         raise OperatorError(f"Only a square operator has a trace, found {A!r}.")
-    return A.shape[0]
+    return A.size
 
 
 def projected_out(A: LinearOperator, pairs: Eigenpairs | None) -> tuple[Float[Tensor, " c"], Float[Tensor, "c n"]]:
@@ -224,7 +227,7 @@ def projected_out(A: LinearOperator, pairs: Eigenpairs | None) -> tuple[Float[Te
 
 def block_size(A: LinearOperator, memory: int) -> int:
     """How many probes fit the memory with their products; at least one."""
-    return max(1, memory // (WORK_BLOCKS * A.shape[0] * A.dtype.itemsize))
+    return max(1, memory // (WORK_BLOCKS * A.vector_bytes))
 
 
 def _counted(blocks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
@@ -236,4 +239,4 @@ def _counted(blocks: Iterable[Tensor]) -> Iterator[tuple[int, Tensor]]:
 
 
 def _quadratic_forms(A: LinearOperator, V: Float[Tensor, "n k"], *, before: int) -> Float[Tensor, " k"]:
-    return vectors.dot(V, finite_product(A, V, before=before)).double().cpu()
+    return A.dots.dot(V, finite_product(A, V, before=before)).double().cpu()
