@@ -109,7 +109,7 @@ def test_what_is_not_finite_is_counted_and_masked() -> None:
     )  # fmt: skip
     assert found.minimum == (0, 1, 1, 1)
     assert "2 of 8 NOT FINITE" in repr(found)
-    np.testing.assert_array_equal(np.isnan(found.masked(5)).ravel(), [1, 1, 0, 0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(np.isnan(found.masked(5.0)).ravel(), [1, 1, 0, 0, 0, 1, 0, 0])
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def trajectory(snapshots: Sequence[Snapshot], *, center: Float[np.ndarray, " n"]
         )
     if not all(np.isfinite(snapshot.parameters).all() for snapshot in snapshots):
         raise ProblemError("Expected snapshots with finite parameters, found NaN or infinity. Leave those out.")
-    gram = sum((block @ block.T for _, block in _differences(snapshots, center)), np.zeros((len(snapshots),) * 2))
+    gram = _gram(snapshots, center)
     values, vectors = np.linalg.eigh(gram)
     (second, first), pair = values[-2:], vectors[:, :-3:-1]
     if second <= 64 * len(snapshots) * np.finfo(np.float64).eps * first:
@@ -100,6 +100,23 @@ def trajectory(snapshots: Sequence[Snapshot], *, center: Float[np.ndarray, " n"]
     return PrincipalDirections(
         _combined(snapshots, center, pair), (float(first / gram.trace()), float(second / gram.trace()))
     )
+
+
+def shares(snapshots: Sequence[Snapshot], *, center: Float[np.ndarray, " n"]) -> Float[np.ndarray, " t"]:
+    """Shares of Σ‖θ_t − θ‖² along each principal direction, in descending order; NaN where nothing moves.
+
+    Cost: t² n multiplications.
+
+    Args:
+        snapshots: checkpoints θ_t.
+        center: θ.
+    """
+    check(snapshots, size=center.size)
+    gram = _gram(snapshots, center)
+    total = float(gram.trace())
+    if not total > 0:
+        return np.full(len(snapshots), np.nan)
+    return np.asarray(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0) / total)
 
 
 def project(
@@ -144,6 +161,13 @@ def check(snapshots: Sequence[Snapshot], *, size: int) -> None:
                 f"Expected snapshots of the {size} selected parameters, found {snapshot.parameters.size} in snapshot "
                 f"{index}{step}. Take snapshots and plane of the same model with the same params."
             )
+
+
+def _gram(snapshots: Sequence[Snapshot], center: Float[np.ndarray, " n"]) -> Float[np.ndarray, "t t"]:
+    gram: np.ndarray = sum(
+        (block @ block.T for _, block in _differences(snapshots, center)), np.zeros((len(snapshots),) * 2)
+    )
+    return gram
 
 
 def _differences(

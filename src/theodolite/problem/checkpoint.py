@@ -28,7 +28,32 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: the file cannot be read safely, or does not fit the model; names what differs.
     """
-    state = _without_prefix(_state_dict(Path(path)))
+    load_state(model, read_state(path), source=str(path))
+
+
+def read_state(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, on the CPU, without prefixes of wrappers.
+
+    Args:
+        path: as for ``load_checkpoint``.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or holds no state dict.
+    """
+    return _without_prefix(_state_dict(Path(path)))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Load tensors by name into ``model``, all or none of them.
+
+    Args:
+        model: as for ``load_checkpoint``.
+        state: what ``model.state_dict()`` was.
+        source: where the state is from, for the message of an error.
+
+    Raises:
+        CheckpointError: it does not fit the model; names what differs.
+    """
     expected = model.state_dict()
     missing, foreign = expected.keys() - state.keys(), state.keys() - expected.keys()
     shapes = [
@@ -38,7 +63,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> None:
     ]
     if missing or foreign or shapes:
         raise CheckpointError(
-            f"{path} does not fit {type(model).__name__}: {len(missing)} names missing ({_some(missing)}), "
+            f"{source} does not fit {type(model).__name__}: {len(missing)} names missing ({_some(missing)}), "
             f"{len(foreign)} unknown ({_some(foreign)}), {len(shapes)} of other shape ({_some(shapes)}). "
             "Build the model with the options that it was trained with."
         )

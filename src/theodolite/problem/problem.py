@@ -250,6 +250,32 @@ class Problem:
         other._take_options(dataclasses.replace(self.options, **changes))
         return other
 
+    def on(self, model: nn.Module) -> Problem:
+        """The same problem on another model with the same parameters: selection, data and options stay.
+
+        Args:
+            model: such as a copy of this one with the weights of a checkpoint.
+
+        Raises:
+            ParameterError: the model lacks a selected parameter, or has it in another shape.
+        """
+        other = copy.copy(self)
+        other.model = unwrapped(model)
+        other.device = device_of(other.model)
+        named = dict(other.model.named_parameters())
+        found = {name: tuple(named[name].shape) if name in named else None for name in self.layout.names}
+        own = zip(self.layout.names, map(tuple, self.layout.shapes), strict=True)
+        differing = [name for name, shape in own if found[name] != shape]
+        if differing:
+            name = differing[0]
+            raise ParameterError(
+                f"Expected a model with the {len(self.layout.names)} selected parameters of {type(self.model).__name__}, found "
+                f"{len(differing)} missing or of other shape: {name} is {found[name] or 'missing'}. Build it with the same options."
+            )
+        other._selected = {name: named[name] for name in self.layout.names}
+        other.certificates, other._point, other._depth = {}, None, 0
+        return other
+
     # -------------------------------------------------------------------------------------------- parts of its data
 
     def take(self, samples: int, *, seed: int = 0) -> Problem:

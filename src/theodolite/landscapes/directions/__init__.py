@@ -1,5 +1,6 @@
 """Directions in parameter space: drawn, measured, of an optimiser or between checkpoints, and made comparable to the weights."""
 
+from theodolite.landscapes.directions.between import Spanned, difference, spanning
 from theodolite.landscapes.directions.curvature import eigenvectors
 from theodolite.landscapes.directions.drawn import filter_normalised, gaussian, random_directions, uniform
 from theodolite.landscapes.directions.moments import adam_moments, adam_step
@@ -21,12 +22,14 @@ __all__ = [
     "Direction",
     "Named",
     "Pair",
+    "Spanned",
     "Triple",
     "adam_moments",
     "adam_step",
     "as_direction",
     "ascent",
     "cosine",
+    "difference",
     "eigenvectors",
     "filter_normalised",
     "flat_parameters",
@@ -40,6 +43,7 @@ __all__ = [
     "normalise",
     "orthogonal",
     "random_directions",
+    "spanning",
     "uniform",
     "update",
 ]
