@@ -31,6 +31,7 @@ from theodolite.records.stability import Stability
 from theodolite.records.trace import Trace
 from theodolite.records.tracking import Tracking
 from theodolite.records.training import Event, Scalars, Snapshot
+from theodolite.records.trajectory import Trajectory
 from theodolite.records.transfer import Transfer
 from theodolite.records.tuning import Tuning
 from theodolite.records.volume import Volume
@@ -68,6 +69,7 @@ __all__ = [
     "Stability",
     "Trace",
     "Tracking",
+    "Trajectory",
     "Transfer",
     "Tuning",
     "Volume",
