@@ -157,9 +157,3 @@ def orthonormal_rows(V: Float[Tensor, "j n"], *, dots: vectors.Dots = vectors.WH
         if after > NOISE * torch.finfo(V.dtype).eps * before:
             basis.append(w / after)
     return basis.rows()
-
-
-def thin_qr(X: Float[Tensor, "n k"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r k"]]:
-    """X = QR with orthonormal columns Q of its dtype; half types, which LAPACK has not, are factored in float32."""
-    Q, R = torch.linalg.qr(X.float() if X.dtype.itemsize < torch.float32.itemsize else X)
-    return Q.to(X), R

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from theodolite.errors import OperatorError
 from theodolite.linalg import vectors
-from theodolite.linalg.basis import NOISE, Basis, orthonormal_rows, thin_qr
+from theodolite.linalg.basis import NOISE, Basis, orthonormal_rows
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.iteration import EXTRA_STEPS, NOVELTY, checked_start, rows_in_memory, size_of_sensible
 from theodolite.linalg.krylov import Ritz
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product, refuse_sharded
+from theodolite.linalg.precision import given_dtype, product_rounding, widened
 from theodolite.linalg.probes import Probes
 from theodolite.linalg.selection import PATIENCE, Which, chosen_pairs, order, radius, relative_bounds
 
@@ -74,6 +75,7 @@ def block_lanczos(
         Golub, Underwood (1977), The block Lanczos method for computing eigenvalues.
     """
     refuse_sharded(A, what="blocks", way_out="take lanczos")
+    A = widened(A)
     n = size_of_sensible(A, k=k, which=which, tol=tol)
     refuse_fractions(block=block, max_products=max_products)
     limit = (10 * k + 200) * block if max_products is None else max_products
@@ -109,10 +111,10 @@ def block_lanczos(
             restarts += 1
     assert quadrature is not None
     chosen = chosen_pairs(ritz, k, which)
-    relative = relative_bounds(ritz, chosen)
+    relative = relative_bounds(ritz, chosen, rounding=product_rounding(A))
     return Eigenpairs(
         values=torch.from_numpy(ritz.values[chosen]),
-        vectors=run.basis.combine(ritz.coordinates[:, chosen]),
+        vectors=run.basis.combine(ritz.coordinates[:, chosen]).to(given_dtype(A)),
         residuals=torch.from_numpy(relative),
         converged=torch.from_numpy(relative <= tol),
         settled=settled,
@@ -191,7 +193,7 @@ class _BlockKrylov:
         if self.exhausted:
             self._outside, self._next = np.zeros((0, b)), outside.T[:0]
             return
-        Q, R = thin_qr(outside)
+        Q, R = torch.linalg.qr(outside)
         U, sizes, V = torch.linalg.svd(R.double())
         self._outside = (sizes[:, None] * V).cpu().numpy()
         kept = sizes > NOISE * self._rounding

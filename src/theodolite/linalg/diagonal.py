@@ -15,6 +15,7 @@ from theodolite.errors import OperatorError
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.precision import widened
 from theodolite.linalg.probes import Probes
 from theodolite.linalg.sketch import exchange_directions, fresh_probes, signs_of, sketched
 from theodolite.linalg.trace import block_size, projected_out
@@ -78,6 +79,7 @@ def diagonal(
     refuse_fractions(probes=probes)
     if probes < 1:
         raise OperatorError(f"The diagonal takes at least one probe, found probes={probes}.")
+    A = widened(A)
     values, V = projected_out(A, deflate)
     exact = ((V**2).T @ values.to(V)).double()
     spread = _Spread(exact)
@@ -125,6 +127,7 @@ def xdiag(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 * 
     """
     if not A.symmetric:
         raise OperatorError(f"XDiag is written for symmetric operators, {A!r} does not claim to be.")
+    A = widened(A)
     # Signs: the square of no entry is left to chance.
     sketch = sketched(A, products=products, signs=True, seed=seed, memory=memory)
     Omega, Q, R, Z = sketch.Omega, sketch.Q, sketch.R, sketch.Z

@@ -16,6 +16,7 @@ from theodolite.errors import NonFiniteError, OperatorError
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.krylov import Krylov, Ritz
 from theodolite.linalg.operator import LinearOperator, bytes_in_words
+from theodolite.linalg.precision import product_rounding, widened
 
 DEFAULT_STEPS = 500
 WORK_VECTORS = 3
@@ -55,13 +56,16 @@ def funm_multiply(
     max_products: int | None = None,
     memory: int = 4 * 2**30,
 ) -> FunctionProduct:
-    """f(A) v for a symmetric A and an f without jumps on its spectrum: the square root, its inverse, the exponential.
+    """f(A) v for a symmetric A and an f without jumps or kinks on its spectrum: the square root, its inverse, the exponential.
 
     The approximation ‖v‖ Qᵀ f(T) e₁ from a Krylov space is the best up to a factor of 2 that polynomials of its degree allow.
     Its error is estimated from the last two differences between approximations a fifth of the steps apart, as if they fell
     geometrically; it is no less than what f does with Ritz values moved by rounding, below which the iteration stops. Where
-    the Krylov space closes they are moved by their residuals. A jump, as of the sign or of a projector on a half-line, is not
-    seen while no Ritz value lies beyond it, and neither error nor convergence can be trusted then.
+    the Krylov space closes they are moved by their residuals.
+
+    A jump or a kink, as of the sign, of |λ| or of a projector on a half-line, is not seen while no Ritz value lies beyond it: with
+    one eigenvalue of −1 below 300 of 1 to 10, |A| v seemed converged after 5 products and was 1 % off. Neither error nor
+    convergence can be trusted then; ``lanczos(A, k=1, which="smallest")`` tells whether there is spectrum on the other side.
 
     Cost: one product a step; steps grow with √(condition number) for inverse roots and with √(spectral range) for the
     exponential. All steps' vectors are kept.
@@ -94,9 +98,11 @@ def funm_multiply(
         Amsel, Chen, Greenbaum, Musco, Musco (2024), Nearly optimal approximation of matrix functions by the Lanczos method.
     """
     limit = _limit(A, v, tol=tol, max_products=max_products, memory=memory)
+    A, given = widened(A), v.dtype
+    v = v.to(A.dtype)
     norm = float(A.dots.norm(v))
     if norm == 0:
-        return FunctionProduct(x=torch.zeros_like(v), error=0.0, converged=True, products=0)
+        return FunctionProduct(x=torch.zeros_like(v, dtype=given), error=0.0, converged=True, products=0)
     krylov = Krylov(A, start=v, draw=v.clone, capacity=limit)
     history: list[np.ndarray] = []
     error, closed, settled, check = math.inf, False, False, 1
@@ -109,11 +115,14 @@ def funm_multiply(
             ritz = krylov.ritz()
             history.append(_coordinates(krylov, ritz, f))
             rest = 0.0 if closed else _rest(history)
-            floor = _condition(ritz, f, moved=ritz.bounds if closed else np.full(len(ritz.bounds), krylov.rounding))
+            rounding = max(krylov.rounding, product_rounding(A) * float(np.abs(ritz.values).max()))
+            floor = _condition(
+                ritz, f, moved=np.maximum(ritz.bounds, rounding) if closed else np.full(len(ritz.bounds), rounding)
+            )
             error = _relative(max(rest, floor), to=history[-1])
             settled = closed or error <= tol or (math.isfinite(floor) and rest <= BELOW_ROUNDING * floor)
     x = norm * krylov.basis.combine(history[-1][:, None])[0]
-    return FunctionProduct(x=x, error=error, converged=error <= tol, products=krylov.products)
+    return FunctionProduct(x=x.to(given), error=error, converged=error <= tol, products=krylov.products)
 
 
 def _limit(A: LinearOperator, v: Tensor, *, tol: float, max_products: int | None, memory: int) -> int:

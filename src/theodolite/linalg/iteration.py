@@ -14,6 +14,7 @@ from theodolite.errors import NonFiniteError, OperatorError
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.krylov import Krylov, Ritz
 from theodolite.linalg.operator import LinearOperator, bytes_in_words
+from theodolite.linalg.precision import widened
 from theodolite.linalg.probes import Probes
 from theodolite.linalg.selection import StoppingRule, Which, order
 
@@ -59,6 +60,7 @@ def iterate(
     on_step: Callable[[int, float], None] | None = None,
 ) -> Iteration:
     """Run Lanczos as ``lanczos`` states it, and for at least ``steps`` steps unless the space closes or memory ends."""
+    A = widened(A)
     n = size_of_sensible(A, k=k, which=which, tol=tol)
     refuse_fractions(steps=steps, max_products=max_products)
     limit = max(10 * k + 200, steps) if max_products is None else max_products

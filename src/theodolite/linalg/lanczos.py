@@ -12,6 +12,7 @@ from torch import Tensor
 
 from theodolite.linalg.iteration import Iteration, iterate
 from theodolite.linalg.operator import LinearOperator
+from theodolite.linalg.precision import given_dtype, product_rounding
 from theodolite.linalg.selection import Which, chosen_pairs, radius, relative_bounds
 
 
@@ -136,10 +137,11 @@ def lanczos(
 def eigenpairs(run: Iteration, *, k: int, which: Which, tol: float) -> Eigenpairs:
     """The asked pairs of a run."""
     chosen = chosen_pairs(run.ritz, k, which)
-    relative = relative_bounds(run.ritz, chosen)
+    A = run.krylov.operator
+    relative = relative_bounds(run.ritz, chosen, rounding=product_rounding(A))
     return Eigenpairs(
         values=torch.from_numpy(run.ritz.values[chosen]),
-        vectors=run.krylov.basis.combine(run.ritz.coordinates[:, chosen]),
+        vectors=run.krylov.basis.combine(run.ritz.coordinates[:, chosen]).to(given_dtype(A)),
         residuals=torch.from_numpy(relative),
         converged=torch.from_numpy(relative <= tol),
         settled=run.settled,

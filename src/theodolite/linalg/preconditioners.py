@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.linalg.basis import thin_qr
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.precision import given_dtype, product_rounding, widened
 from theodolite.linalg.sketch import DEPENDENT, sketch_vectors
 from theodolite.linalg.vectors import project
 
@@ -129,10 +129,11 @@ def nystrom(
     """
     if not A.symmetric or not damping > 0:
         raise OperatorError(f"Nyström needs a symmetric operator and a damping δ > 0, found {A!r} and {damping=}.")
-    Omega, _ = thin_qr(sketch_vectors(A, rank, products=rank, least=1, seed=seed, memory=memory))
+    A = widened(A)
+    Omega, _ = torch.linalg.qr(sketch_vectors(A, rank, products=rank, least=1, seed=seed, memory=memory))
     Y = finite_product(A, Omega, before=0)
     forms, W = torch.linalg.eigh((Omega.T @ Y + Y.T @ Omega).double() / 2)
-    rounding = DEPENDENT * torch.finfo(A.dtype).eps * float(forms.abs().max())
+    rounding = max(DEPENDENT * torch.finfo(A.dtype).eps, product_rounding(A)) * float(forms.abs().max())
     if float(forms[0]) < -rounding:
         raise OperatorError(
             f"Nyström needs a positive semidefinite operator, {A!r} has negative curvature {float(forms[0]):.3g} on its "
@@ -140,9 +141,8 @@ def nystrom(
         )
     kept = forms > rounding
     # A⟨Ω⟩ = B Bᵀ; directions that rounding cannot tell from null ones are left out instead of shifted.
-    wide = torch.promote_types(Y.dtype, torch.float32)  # LAPACK has no half types
-    B = Y.to(wide) @ (W[:, kept] / forms[kept].sqrt()).to(wide)
+    B = Y @ (W[:, kept] / forms[kept].sqrt()).to(Y)
     U, sizes, _ = torch.linalg.svd(B, full_matrices=False)
     values = sizes.double().cpu() ** 2 + damping
     to = float(values.min()) if len(values) else damping
-    return SpectralPreconditioner(values, U.T.contiguous().to(Y), to=to)
+    return SpectralPreconditioner(values, U.T.contiguous().to(given_dtype(A)), to=to)

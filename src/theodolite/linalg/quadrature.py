@@ -17,6 +17,7 @@ from theodolite.linalg.basis import NOISE
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product
+from theodolite.linalg.precision import product_rounding, widened
 from theodolite.linalg.probes import Distribution, Probes
 from theodolite.linalg.resolution import are_resolved
 from theodolite.linalg.trace import projected_out
@@ -114,6 +115,7 @@ def slq(
     refuse_fractions(probes=probes, steps=steps)
     if probes < 1 or steps < 1:
         raise OperatorError(f"Quadrature needs at least one probe and one step, found {probes=}, {steps=}.")
+    A = widened(A)
     n = A.size
     known, fixed = projected_out(A, deflate)
     if deflate is not None:
@@ -128,7 +130,7 @@ def slq(
     weights = torch.zeros(probes, length, dtype=torch.float64)
     coarse_nodes, coarse_weights = nodes[:, : max(1, length // 2)].clone(), weights[:, : max(1, length // 2)].clone()
     converged = torch.zeros(probes, length, dtype=torch.bool)
-    products, eps = 0, torch.finfo(A.dtype).eps
+    products, eps = 0, max(torch.finfo(A.dtype).eps, product_rounding(A))
     for first in range(0, probes, together):
         starts = stream.draw(min(together, probes - first))
         diagonals, couplings, lengths = _tridiagonals(A, starts, fixed=fixed, steps=length, products_before=products)

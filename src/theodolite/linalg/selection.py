@@ -84,11 +84,11 @@ def scales(ritz: Ritz, chosen: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]
     return found
 
 
-def relative_bounds(ritz: Ritz, chosen: Int[np.ndarray, " k"]) -> Float[np.ndarray, " k"]:
-    """Relative residuals of the chosen pairs."""
-    scale = scales(ritz, chosen)
+def relative_bounds(ritz: Ritz, chosen: Int[np.ndarray, " k"], *, rounding: float = 0.0) -> Float[np.ndarray, " k"]:
+    """Relative residuals of the chosen pairs, with what products round relative to the largest eigenvalue."""
+    scale, bounds = scales(ritz, chosen), ritz.bounds[chosen] + rounding * radius(ritz)
     # The zero operator has bounds and scales 0: its pairs are exact.
-    relative: np.ndarray = np.divide(ritz.bounds[chosen], scale, out=np.zeros(len(chosen)), where=scale > 0)
+    relative: np.ndarray = np.divide(bounds, scale, out=np.zeros(len(chosen)), where=scale > 0)
     return relative
 
 

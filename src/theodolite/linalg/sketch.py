@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.linalg.basis import thin_qr
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.operator import LinearOperator, bytes_in_words, finite_product, refuse_sharded
 from theodolite.linalg.probes import Probes
@@ -93,7 +92,7 @@ def _orthogonal(Y: Float[Tensor, "n s"]) -> tuple[Float[Tensor, "n r"], Float[np
     If so Q holds their largest directions alone, few enough to leave two of the products meant for them: n small
     eigenvalues below rounding of the largest may sum to several per cent of the trace, and only probes see them.
     """
-    Q, R = thin_qr(Y)
+    Q, R = torch.linalg.qr(Y)
     U, sizes, _ = torch.linalg.svd(R.double())
     tiny = sizes <= DEPENDENT * torch.finfo(Y.dtype).eps * sizes[0]
     if not bool(tiny.any()):

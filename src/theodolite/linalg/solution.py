@@ -15,6 +15,7 @@ from torch import Tensor
 from theodolite.errors import NonFiniteError, OperatorError
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.precision import widened
 
 DEFAULT_STEPS = 500
 NAMED = 3  # columns whose end a message tells one by one
@@ -148,10 +149,11 @@ def solve(
     columns = b.shape[1] if b.ndim == 2 else 1
     limit = _product_limit(columns, max_products)
     # With ‖b‖ = 1 residuals are relative, and their squares cannot underflow.
+    A, M = widened(A), None if preconditioner is None else widened(preconditioner)
     norms = A.dots.norm(b).reshape(1, columns)
-    scale = torch.where(norms > 0, norms, 1.0).to(b)
+    scale = torch.where(norms > 0, norms, 1.0).to(A.dtype)
     start = None if x0 is None else torch.where(norms > 0, x0.reshape(-1, columns), 0.0) / scale
-    run = run_of(A, b.reshape(-1, columns) / scale, start=start, tol=tol, preconditioner=preconditioner)
+    run = run_of(A, b.reshape(-1, columns) / scale, start=start, tol=tol, preconditioner=M)
     run.judge(run.active)
     run.note()
     while run.active and run.products + 2 * len(run.active) <= limit:
@@ -159,7 +161,7 @@ def solve(
     run.end(run.active, "not converged when the products were spent")
     shape = b.shape[1:]
     return Solution(
-        x=(run.X * scale).reshape(b.shape),
+        x=(run.X * scale).reshape(b.shape).to(b),
         residual=run.residual.reshape(shape),
         residuals=torch.stack(run.history).reshape(-1, *shape),
         converged=(run.residual <= tol).reshape(shape),

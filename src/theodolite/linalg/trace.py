@@ -18,6 +18,7 @@ from theodolite.linalg.basis import orthonormal_rows
 from theodolite.linalg.counts import refuse_fractions
 from theodolite.linalg.lanczos import Eigenpairs
 from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.precision import widened
 from theodolite.linalg.probes import Probes, mean_with_stderr
 
 WORK_BLOCKS = 4
@@ -140,6 +141,7 @@ def hutchinson(
     refuse_fractions(probes=probes)
     if probes < 1:
         raise OperatorError(f"Hutchinson's estimator needs at least one probe, found probes={probes}.")
+    A = widened(A)
     stream = Probes(A, seed=seed, distribution="rademacher")
     values, known = projected_out(A, deflate)
     everything = (slice(None), *parts)
@@ -194,6 +196,7 @@ def hutchpp(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 2*
     refuse_fractions(products=products)
     if products < 3:
         raise OperatorError(f"Hutch++ needs at least 3 products (sketch, its trace, remainder), found {products}.")
+    A = widened(A)
     stream, size = Probes(A, seed=seed, distribution="rademacher"), block_size(A, memory)
     sketch = min(products // 3, n)
     images = [finite_product(A, V, before=done).T for done, V in _counted(stream.blocks(sketch, size=size))]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from theodolite.errors import OperatorError
 from theodolite.linalg.operator import LinearOperator, finite_product
+from theodolite.linalg.precision import product_rounding, widened
 from theodolite.linalg.sketch import (
     DEPENDENT,
     LEAST_PROBES,
@@ -58,6 +59,7 @@ def xtrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 4 *
         Epperly, Tropp, Webber (2024), XTrace: making the most of every sample in stochastic trace estimation.
         Efron, Stein (1981), The jackknife estimate of variance.
     """
+    A = widened(A)
     sketch = sketched(A, products=products, seed=seed, memory=memory)
     Omega, Q, R, Z = sketch.Omega, sketch.Q, sketch.R, sketch.Z
     H = small(Q.T @ Z)
@@ -107,13 +109,14 @@ def xnystrace(A: LinearOperator, *, products: int, seed: int = 0, memory: int = 
     """
     if not A.symmetric:
         raise OperatorError(f"XNysTrace needs a symmetric positive operator, {A!r} does not claim to be; use xtrace.")
+    A = widened(A)
     Omega = sketch_vectors(A, products, products=products, least=2, seed=seed, memory=memory)
     Y = finite_product(A, Omega, before=0)
     n, wide, image = A.shape[0], Omega.double(), Y.double()
     H, G, M = small(wide.T @ image), small(image.T @ image), small(wide.T @ wide)
     H = (H + H.T) / 2
     forms = np.linalg.eigvalsh(H)
-    rounding = DEPENDENT * torch.finfo(A.dtype).eps * np.abs(forms).max()
+    rounding = max(DEPENDENT * torch.finfo(A.dtype).eps, product_rounding(A)) * np.abs(forms).max()
     if forms[0] < -rounding:
         raise OperatorError(
             f"XNysTrace needs a positive semidefinite operator, {A!r} has negative curvature ωᵀAω on its sketch. Use xtrace."
