@@ -8,7 +8,7 @@ from typing import final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.special import ndtri
+from scipy.special import ndtri, stdtrit
 
 from theodolite.records.gram import Gram, cosines, pairs
 
@@ -27,6 +27,7 @@ class GroupAlignment:
         cosine_stderrs: their standard errors by leaving out one sample of each group at a time.
         within: mean cosine between samples of one group.
         between: mean cosine between samples of different groups.
+        degrees: of freedom of the errors; None where they are known as if from infinitely many.
     """
 
     names: tuple[str, ...]
@@ -37,6 +38,7 @@ class GroupAlignment:
     cosine_stderrs: Float[np.ndarray, "k k"]
     within: float
     between: float
+    degrees: int | None = None
 
     def conflicts(self, *, level: float = 0.95) -> tuple[tuple[str, str], ...]:
         """Pairs of groups whose mean gradients oppose each other beyond chance, the strongest first: the conflict graph's edges.
@@ -54,7 +56,8 @@ class GroupAlignment:
     def conflict_graph(self, *, level: float = 0.95) -> Bool[np.ndarray, "k k"]:
         """Whether two groups conflict beyond chance, as in ``conflicts``."""
         tests = max(len(self.names) * (len(self.names) - 1) // 2, 1)
-        reach = float(ndtri(1 - (1 - level) / tests))
+        rank = 1 - (1 - level) / tests
+        reach = float(ndtri(rank) if self.degrees is None else stdtrit(self.degrees, rank))
         with np.errstate(invalid="ignore"):
             return np.asarray(self.dots + reach * self.dot_stderrs < 0)  # False where the error is not known
 
