@@ -8,26 +8,35 @@ from theodolite.records.coherence import Coherence
 from theodolite.records.cost import Cost
 from theodolite.records.curved_noise import CurvedNoise
 from theodolite.records.density import Density
+from theodolite.records.diffroar import DiffRoar
 from theodolite.records.directional import Directional
+from theodolite.records.domain_alignment import DomainAlignment
 from theodolite.records.elements import Elements
 from theodolite.records.equality import differences
 from theodolite.records.estimate import Estimate
 from theodolite.records.flow import Flow
+from theodolite.records.gap_change import GapChange
 from theodolite.records.gradient_sketch import GradientSketch
 from theodolite.records.gradients import Gradients
 from theodolite.records.influence import Influence
+from theodolite.records.input_gradients import InputGradients, IntegratedGradients
 from theodolite.records.landscape import Line, Plane
 from theodolite.records.log import Log
+from theodolite.records.module_variances import ModuleVariances
 from theodolite.records.opposing import OpposingSignals
 from theodolite.records.outliers import Outliers
+from theodolite.records.overshoot import overshoot
+from theodolite.records.pac_bayes import PacBayes
 from theodolite.records.path import Path
 from theodolite.records.reading import read
 from theodolite.records.record import Record
 from theodolite.records.sharpness import Sharpness
+from theodolite.records.sign_flips import SignFlips
 from theodolite.records.sketch_memory import SketchMemory
 from theodolite.records.smoothness import Smoothness
 from theodolite.records.spectrum import Spectrum
 from theodolite.records.stability import Stability
+from theodolite.records.task_gradients import TaskGradients
 from theodolite.records.trace import Trace
 from theodolite.records.tracking import Tracking
 from theodolite.records.training import Event, Scalars, Snapshot
@@ -45,28 +54,37 @@ __all__ = [
     "Cost",
     "CurvedNoise",
     "Density",
+    "DiffRoar",
     "Directional",
+    "DomainAlignment",
     "Elements",
     "Estimate",
     "Event",
     "Flow",
+    "GapChange",
     "GradientSketch",
     "Gradients",
     "Influence",
+    "InputGradients",
+    "IntegratedGradients",
     "Line",
     "Log",
+    "ModuleVariances",
     "OpposingSignals",
     "Outliers",
+    "PacBayes",
     "Path",
     "Plane",
     "Record",
     "Scalars",
     "Sharpness",
+    "SignFlips",
     "SketchMemory",
     "Smoothness",
     "Snapshot",
     "Spectrum",
     "Stability",
+    "TaskGradients",
     "Trace",
     "Tracking",
     "Trajectory",
@@ -74,5 +92,6 @@ __all__ = [
     "Tuning",
     "Volume",
     "differences",
+    "overshoot",
     "read",
 ]
