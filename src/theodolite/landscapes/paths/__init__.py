@@ -2,6 +2,7 @@
 
 from theodolite.landscapes.paths.bends import bezier, chain
 from theodolite.landscapes.paths.curve import Curve
+from theodolite.landscapes.paths.matching import Matching, match
 from theodolite.landscapes.paths.path import path
 
-__all__ = ["Curve", "bezier", "chain", "path"]
+__all__ = ["Curve", "Matching", "bezier", "chain", "match", "path"]

@@ -10,6 +10,7 @@ import numpy as np
 from theodolite.errors import ProblemError
 from theodolite.landscapes.paths.curve import Curve, straight
 from theodolite.landscapes.paths.derivatives import predicted_deviations
+from theodolite.landscapes.paths.matching import Matching, match
 from theodolite.landscapes.paths.profiles import Profile, Statistics, read_profile
 from theodolite.landscapes.paths.traveller import Checkpoint, State, Traveller
 from theodolite.landscapes.readings import Reading
@@ -24,6 +25,7 @@ def path(
     *,
     points: int = 21,
     batchnorm: Statistics | tuple[Statistics, ...] | None = None,
+    aligned: bool | Matching = False,
     curves: Mapping[str, Curve] | None = None,
     predict: bool = True,
     step: int | None = None,
@@ -44,8 +46,10 @@ def path(
         batchnorm: statistics of BatchNorm between the ends: ``"interpolated"`` like parameters, ``"stored"`` those of the
             nearer end, ``"recalibrated"`` on the data at every position; several give a profile each. By default
             interpolated and recalibrated where the model has stored statistics.
-        curves: by name, as made by ``bezier`` and ``chain``, or by ``straight`` to a matched end. Bent ones are read with
-            recalibrated statistics alone, as none are stored for what lies between.
+        aligned: also the straight line to ``end`` with its hidden units in the order of those of ``start``, which is found by
+            ``match`` or given as what it found.
+        curves: by name, as made by ``bezier`` and ``chain``. They are read with recalibrated statistics alone where the model
+            has stored ones, as none are stored for what lies between.
         predict: whether the barrier of the line is predicted from both ends.
         step: optimiser step, kept in the record.
 
@@ -53,7 +57,8 @@ def path(
         The profiles with their barriers by each definition in use, with errors from the data.
 
     Raises:
-        ProblemError: too few points, or checkpoints that differ in what the problem does not select.
+        ProblemError: too few points, checkpoints that differ in what the problem does not select, or units that cannot be
+            matched.
         CheckpointError: a checkpoint does not fit the model.
 
     Example:
@@ -77,7 +82,11 @@ def path(
     first, last = traveller.state_of(start), traveller.state_of(end)
     refuse_unselected(traveller, first, last)
     ts = np.linspace(0.0, 1.0, points)
-    profiles = _profiles(traveller, straight(first, last), ts, batchnorm, curves or {})
+    matching = match(problem, first, last) if aligned is True else aligned or None
+    lines = {"linear": straight(first, last)} | (
+        {} if matching is None else {"aligned": straight(first, matching.state)}
+    )
+    profiles = _profiles(traveller, lines | dict(curves or {}), ts, batchnorm)
     predicted = predicted_deviations(traveller, first, last, ts) if predict else (None, None)
     readings = [reading for profile in profiles for reading in profile.readings]
     return Path(
@@ -91,7 +100,11 @@ def path(
         predicted=predicted[0],
         predicted_stderrs=predicted[1],
         cost=_cost(profiles, predict=predict, started=started),
-        notes=(*(note for profile in profiles for note in profile.notes), *remarks(readings)),
+        notes=(
+            *(note for profile in profiles for note in profile.notes),
+            *(() if matching is None else matching.summary()),
+            *remarks(readings),
+        ),
         context=problem.context() | {"chunks": int((readings[0].weights > 0).sum())},
     )
 
@@ -121,21 +134,19 @@ def remarks(readings: list[Reading]) -> tuple[str, ...]:
 
 def _profiles(
     traveller: Traveller,
-    line: Curve,
+    curves: Mapping[str, Curve],
     ts: np.ndarray,
     batchnorm: Statistics | tuple[Statistics, ...] | None,
-    curves: Mapping[str, Curve],
 ) -> list[Profile]:
-    policies = _policies(traveller, batchnorm)
-    ends = [traveller.read(line.at(t)) for t in (0.0, 1.0)]
-    found = [
-        read_profile(traveller, line, ts, name=_named("linear", policy), statistics=policy, ends=ends)
-        for policy in policies
-    ]
+    policies, found = _policies(traveller, batchnorm), []
     for name, curve in curves.items():
         bent = len(curve.controls) > 2
+        ends = [traveller.read(curve.at(t)) for t in (0.0, 1.0)]
         ways: tuple[Statistics, ...] = ("recalibrated",) if bent and traveller.statistics else policies
-        found += [read_profile(traveller, curve, ts, name=_named(name, policy), statistics=policy) for policy in ways]
+        found += [
+            read_profile(traveller, curve, ts, name=_named(name, policy), statistics=policy, ends=ends)
+            for policy in ways
+        ]
     return found
 
 

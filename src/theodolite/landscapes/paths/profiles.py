@@ -63,11 +63,11 @@ def read_profile(
     *,
     name: str,
     statistics: Statistics,
-    ends: Sequence[Reading] | None = None,
+    ends: Sequence[Reading],
 ) -> Profile:
     """The losses along a curve; those of its ends are with their own statistics, whatever those between.
 
-    Cost: one forward pass a position, two with recalibration.
+    Cost: one forward pass a position between the ends, two with recalibration.
 
     Args:
         traveller: moved along.
@@ -75,9 +75,9 @@ def read_profile(
         ts: positions.
         name: of the profile.
         statistics: of BatchNorm between the ends.
-        ends: readings of the ends, if they were taken.
+        ends: readings of the ends.
     """
-    first, last = ends if ends is not None else [traveller.read(curve.at(t)) for t in (0.0, 1.0)]
+    first, last = ends
     between = [traveller.read(_prepared(traveller, curve, t, statistics)) for t in ts[1:-1].tolist()]
     profile = Profile(name, [first, *between, last], _length(traveller, curve, ts))
     if statistics != "recalibrated":

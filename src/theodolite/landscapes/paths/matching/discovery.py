@@ -1,0 +1,131 @@
+"""The symmetry of a model, traced from a forward pass and tried on its data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from theodolite.landscapes.paths.matching.marks import Marker, support
+from theodolite.landscapes.paths.matching.rules import tensors_of
+from theodolite.landscapes.paths.matching.symmetry import Group, Place, groups_of, permuted
+from theodolite.landscapes.paths.matching.tracer import Double, Tracer
+from theodolite.landscapes.paths.matching.units import Units
+from theodolite.landscapes.paths.traveller import State, Traveller
+from theodolite.problem import Problem
+from theodolite.problem.data import split
+from theodolite.problem.guard import seed_everything
+from theodolite.problem.objective import CriterionObjective
+
+TOL = 1e-10  # of the largest output, in double precision
+SAMPLES = 8
+
+
+@dataclass(frozen=True)
+class Symmetry:
+    """The groups of permutations that leave a model's function as it is.
+
+    Args:
+        groups: each found to leave the outputs as they are.
+        sizes: of every axis that has units.
+        notes: what was left out, and why.
+        traveller: the model in double precision.
+        batch: data on which outputs are compared.
+        outputs: of the state that is permuted.
+        tol: largest difference of outputs, as a share of the largest.
+    """
+
+    groups: tuple[Group, ...]
+    sizes: Mapping[Place, int]
+    notes: tuple[str, ...]
+    traveller: Traveller
+    batch: Any
+    outputs: tuple[Tensor, ...]
+    tol: float = TOL
+
+    def error(self, state: Mapping[str, Tensor]) -> float:
+        """Largest difference of the outputs of a state from those of the unpermuted one, as a share of the largest.
+
+        Cost: a forward pass of a few samples.
+        """
+        found = _outputs(self.traveller, state, self.batch)
+        scale = max(float(output.abs().max()) for output in self.outputs)
+        differences = [float((one - other).abs().max()) for one, other in zip(found, self.outputs, strict=True)]
+        return max(differences) / scale if scale else max(differences)
+
+
+def discovered(problem: Problem, state: State, *, seed: int) -> Symmetry:
+    """Trace the symmetry of the model of a problem, and try every group of it on a state.
+
+    Cost: two forward passes of a few samples in double precision, and one for each group.
+
+    Args:
+        problem: gives model and data.
+        state: parameters and buffers at which outputs are compared.
+        seed: of the permutations that are tried.
+    """
+    traveller = Traveller(problem.replace(dtype=torch.float64, mode="eval", microbatch=None))
+    wide = traveller.state_of(state)
+    batch = _few(traveller.problem)
+    traveller.go(wide)
+    groups, sizes, unknown = _traced(traveller, batch)
+    notes = [
+        f"units that pass through {name} stay where they are: its symmetry is not known" for name in sorted(unknown)
+    ]
+    symmetry = Symmetry(tuple(groups), sizes, (), traveller, batch, _outputs(traveller, wide, batch))
+    generator, kept = np.random.default_rng(seed), []
+    for group in groups:
+        error = symmetry.error(permuted(wide, group.random(generator, sizes)))
+        if error <= TOL:
+            kept.append(group)
+        else:
+            notes.append(
+                f"{group.name} stay where they are: a permutation changed the outputs by {error:.2g} of the largest"
+            )
+    return Symmetry(tuple(kept), sizes, tuple(notes), traveller, batch, symmetry.outputs)
+
+
+def _traced(traveller: Traveller, batch: Any) -> tuple[list[Group], dict[Place, int], set[str]]:
+    units = Units()
+    marker = Marker(units)
+    model = traveller.problem.model
+    axes: dict[Place, np.ndarray] = {}
+    tracer = Tracer(marker)
+    with traveller.problem.session(), torch.no_grad(), tracer, Double():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if tensor.is_floating_point():
+                marks = marker.parameter(tensor.shape)
+                tracer.mark(tensor, marks)
+                axes |= {(name, support(mark)[0]): mark.ravel() for mark in marks}
+        for output in _evaluated(traveller.problem, model, batch):
+            marker.fix(tracer.marks(output))
+    sizes = {place: ids.size for place, ids in axes.items()}
+    return groups_of(units.settled(), axes), sizes, tracer.unknown
+
+
+def _outputs(traveller: Traveller, state: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, ...]:
+    traveller.go(state)
+    with traveller.problem.session(), torch.no_grad(), Double():
+        found = _evaluated(traveller.problem, traveller.problem.model, batch)
+    return tuple(output.clone() for output in found)
+
+
+def _evaluated(problem: Problem, model: nn.Module, batch: Any) -> tuple[Tensor, ...]:
+    """The outputs of the model, or the loss of each sample where a problem is a loss function of model and batch."""
+    seed_everything(problem.seed)
+    if isinstance(problem.objective, CriterionObjective):
+        found = tensors_of(problem.objective.outputs(model, batch))
+        return tuple(output for output in found if output.is_floating_point())
+    if problem.objective.couples() or not problem.divisible:
+        return (problem.objective.evaluate(model, batch)[0],)
+    return (problem.objective.shares(model, batch),)
+
+
+def _few(problem: Problem) -> Any:
+    """A few samples of the first batch, all of it where they are coupled."""
+    batch = problem.first_chunk().batch
+    return split(batch, SAMPLES)[0] if problem.divisible else batch
