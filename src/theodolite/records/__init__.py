@@ -14,6 +14,7 @@ from theodolite.records.domain_alignment import DomainAlignment
 from theodolite.records.elements import Elements
 from theodolite.records.equality import differences
 from theodolite.records.estimate import Estimate
+from theodolite.records.export import export, restore
 from theodolite.records.flow import Flow
 from theodolite.records.gap_change import GapChange
 from theodolite.records.gradient_sketch import GradientSketch
@@ -92,6 +93,8 @@ __all__ = [
     "Tuning",
     "Volume",
     "differences",
+    "export",
     "overshoot",
     "read",
+    "restore",
 ]
