@@ -19,7 +19,6 @@ from records.published_jackknife import published
 from theodolite.errors import ProblemError
 from theodolite.measures import task_gradients
 from theodolite.problem import Problem
-from theodolite.problem.tasks import tasks_of
 from theodolite.records import Log, differences, read
 
 Tasks = dict[str, Callable[..., Any]]
@@ -110,7 +109,7 @@ def test_dots_cosines_layers_and_errors_are_those_of_plain_gradients(memory: int
         assert found.cosine_stderrs[a, b] == pytest.approx(expected, rel=1e-9)
     norms = published([np.linalg.norm(left[1]) for left in without], float(np.linalg.norm(rows[1])), weights)
     assert found.norm_stderrs[1] == pytest.approx(norms, rel=1e-9)
-    for place, (name, part) in enumerate(tasks_of(problem(), TASKS).items()):
+    for place, (name, part) in enumerate(problem().tasks(TASKS).items()):
         assert found.tasks[place] == name
         assert found.losses[place] == pytest.approx(part.loss(), rel=1e-12)
     assert found.between("kind", "place").value == pytest.approx(cosines_of(rows)[0, 1])
@@ -245,7 +244,7 @@ def test_what_is_no_task_is_refused(tasks: Any, message: str) -> None:
     with pytest.raises(ProblemError, match=message):
         task_gradients(problem(), tasks)
     with pytest.raises(ProblemError, match="Expected tasks by name"):
-        tasks_of(problem(), {})
+        problem().tasks({})
 
 
 def on_rank(rank: int) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from theodolite.errors import ProblemError
 from theodolite.problem import Chunk, Problem
 from theodolite.problem.objective import CriterionObjective, pair
-from theodolite.problem.tasks import tasks_of
 from theodolite.records import Cost, TaskGradients
 from theodolite.records.jackknife import jackknife_stderr
 from theodolite.records.task_gradients import shared_cosines
@@ -36,7 +35,7 @@ def task_gradients(
 
     Args:
         problem: model, parameters, data and options; its own loss is none of the tasks unless named.
-        tasks: losses by name, as for ``problem.tasks.tasks_of``: criteria of (outputs, targets), or functions of (model, batch)
+        tasks: losses by name, as for ``Problem.tasks``: criteria of (outputs, targets), or functions of (model, batch)
             for a problem made by ``Problem.from_loss``.
         chunks: about how many pieces of data errors leave out in turn, where batches may be cut; the batches themselves where their
             samples are coupled.
@@ -66,7 +65,7 @@ def task_gradients(
         raise ProblemError(
             f"Expected at least two tasks and chunks of 1 or more, found {len(tasks)} tasks and chunks={chunks}."
         )
-    walk = _Walk(problem, list(tasks_of(problem, tasks).values()), chunks)
+    walk = _Walk(problem, list(problem.tasks(tasks).values()), chunks)
     sums = walk.sums()
     found = _Readings(problem, sums)
     whole, left_out = found.dots(), found.dots(left_out=True)

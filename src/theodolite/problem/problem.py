@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from theodolite.problem.parts import first_of, halves_of, parts_of
 from theodolite.problem.point import Point, attributes_of, read_point, version_of
 from theodolite.problem.ranks import Ranks
 from theodolite.problem.subsets import Rows
+from theodolite.problem.tasks import tasks_of
 
 T = TypeVar("T")
 
@@ -275,6 +276,18 @@ class Problem:
         other._selected = {name: named[name] for name in self.layout.names}
         other.certificates, other._point, other._depth = {}, None, 0
         return other
+
+    def tasks(self, losses: Mapping[str, Callable[..., Any]]) -> dict[str, Problem]:
+        """A problem for each of several losses, with the model, parameters, data and options of this one.
+
+        Args:
+            losses: by name: criteria of (outputs, targets) for a problem with a criterion, which take what they need of both;
+                functions of (model, batch) for one made by ``Problem.from_loss``.
+
+        Raises:
+            ProblemError: there is no loss, or one is no function.
+        """
+        return tasks_of(self, losses)
 
     # -------------------------------------------------------------------------------------------- parts of its data
 
