@@ -39,6 +39,8 @@ def gram_of(mine: Sequence[Use], theirs: Sequence[Use]) -> Float[Tensor, "m n"]:
     Returns:
         In double precision, on the CPU; backward passes first, samples second in both directions.
     """
+    if len(mine) == len(theirs) == 1:
+        return mine[0].gram(theirs[0])
     if all(isinstance(use, Lookup) for use in (*mine, *theirs)):
         # A table of the rows that are read at all: no vocabulary is ever materialised.
         compact = compacted([use for use in (*mine, *theirs) if isinstance(use, Lookup)])

@@ -10,7 +10,7 @@ from torch import nn
 
 from theodolite.errors import NotDeterministicError, ProblemError
 from theodolite.problem.criteria import Generic
-from theodolite.problem.data import cause_of_change, fingerprint, move, split
+from theodolite.problem.data import cause_of_change, fingerprint, move, piece
 from theodolite.problem.objective import CriterionObjective, Evaluation
 
 if TYPE_CHECKING:
@@ -45,15 +45,15 @@ def check(problem: Problem) -> None:
 
     first = problem.call(forward, point)
     _same_loss(first, problem.call(forward, point), problem)
-    _depends(problem, split(batch, FEW)[0])
+    _depends(problem, piece(batch, 0, FEW))
     # Weights are a matter of the loss alone: without dropout and batch statistics, whatever the mode.
     plain = problem if problem.mode == "eval" else problem.replace(mode="eval")
     if _weighting_is_assumed(problem) and not plain.coupled and problem.objective.samples(placed) > 1:
         _adds_up(plain.call(forward, point), plain.call(parts, point), problem)
 
 
-def _depends(problem: Problem, piece: object) -> None:
-    placed, point = move(piece, device=problem.device, dtype=problem.cast), problem.point()
+def _depends(problem: Problem, few: object) -> None:
+    placed, point = move(few, device=problem.device, dtype=problem.cast), problem.point()
 
     def reaches(model: nn.Module) -> bool:
         total, _ = problem.objective.evaluate(model, placed)

@@ -255,14 +255,17 @@ def split(tree: Any, size: int) -> list[Any]:
     samples = samples_of(tree)
     if samples <= size:
         return [tree]
+    return [piece(tree, start, start + size) for start in range(0, samples, size)]
 
-    def piece(start: int) -> Callable[[Tensor], Tensor]:
-        def cut(tensor: Tensor) -> Tensor:
-            return tensor[start : start + size] if tensor.dim() > 0 and tensor.shape[0] == samples else tensor
 
-        return cut
+def piece(tree: Any, start: int, stop: int) -> Any:
+    """Samples ``start`` to ``stop`` of a batch, cut as ``split`` cuts it."""
+    samples = samples_of(tree)
 
-    return [map_tensors(tree, piece(start)) for start in range(0, samples, size)]
+    def cut(tensor: Tensor) -> Tensor:
+        return tensor[start:stop] if tensor.dim() > 0 and tensor.shape[0] == samples else tensor
+
+    return map_tensors(tree, cut)
 
 
 def move(tree: Any, *, device: torch.device, dtype: torch.dtype | None) -> Any:

@@ -26,7 +26,7 @@ def capture(problem: Problem, chunk: Chunk, point: Point | None = None) -> Captu
     The model is not changed: operations are intercepted where parameters meet data. What is not covered exactly goes through
     a backward pass for each sample.
 
-    Cost: a forward pass; once for each shape of batch, two more backward passes and two samples alone.
+    Cost: a forward pass; once for each shape of batch, a backward pass more and two samples alone.
 
     Args:
         problem: what to differentiate.

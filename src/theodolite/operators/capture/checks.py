@@ -14,7 +14,7 @@ from theodolite.operators.capture.learning import tolerance_of
 from theodolite.operators.capture.passes import plain_checkpoints
 from theodolite.operators.capture.tally import Reading
 from theodolite.problem import Chunk, Point, Problem
-from theodolite.problem.data import split
+from theodolite.problem.data import piece
 
 
 def check(captured: Captured, readings: Mapping[str, Reading]) -> bool:
@@ -30,7 +30,7 @@ def check(captured: Captured, readings: Mapping[str, Reading]) -> bool:
     """
     problem, chunk, point, known = captured.problem, captured.chunk, captured.point, captured.known
     whole = _gradients(problem, chunk, point)
-    singles = [split(chunk.batch, 1)[index] for index in (0, captured.samples - 1)]
+    singles = [piece(chunk.batch, index, index + 1) for index in (0, captured.samples - 1)]
     alone = [_gradients(problem, replace(chunk, batch=batch, samples=1), point) for batch in singles]
     tolerance = tolerance_of(problem.dtype)
     floor = _floor([whole, *alone], problem.dtype)

@@ -32,27 +32,17 @@ def convolution(rank: int) -> Callable[..., Plan]:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Plan:
-        if input.dim() != rank + 2:
-            raise TypeError
-        kernel = tuple(weight.shape[2:])
-        dilations = _tuple(dilation, rank)
-        sides = _sides(padding, kernel, dilations)
-        saved = Saved(input)
-
-        def unfold(folded: Tensor) -> Tensor:
-            return _unfolded(F.pad(folded, sides), kernel, _tuple(stride, rank), dilations)
-
-        def recipe(block: Block, site: int, D: Tensor, layout: Layout) -> Use:
-            inputs, outputs = layout.fold(saved.tensor, rank + 1), layout.fold(D, rank + 1)
-            return _use(block, site, inputs, outputs, unfold, groups)
-
-        return _plan(weight, recipe, bias, rank)
+        windows = _windows(rank, weight, stride=stride, padding=padding, dilation=dilation)
+        return _plan(rank, input, weight, bias, windows, groups, transposed=False)
 
     return handler
 
 
 def transposed_convolution(rank: int) -> Callable[..., Plan]:
-    """The handler of a transposed convolution: an ordinary one from outputs to inputs, so that the two change places."""
+    """The handler of a transposed convolution: an ordinary one from outputs to inputs, so that the two change places.
+
+    What an output padding adds beyond the last full window has no weight in the sum.
+    """
 
     def handler(
         input: Tensor,
@@ -64,28 +54,39 @@ def transposed_convolution(rank: int) -> Callable[..., Plan]:
         groups: int = 1,
         dilation: Any = 1,
     ) -> Plan:
-        if input.dim() != rank + 2:
-            raise TypeError
-        kernel = tuple(weight.shape[2:])
-        dilations = _tuple(dilation, rank)
-        sides = _sides(padding, kernel, dilations)
-        saved = Saved(input)
-
-        def unfold(folded: Tensor) -> Tensor:
-            return _unfolded(F.pad(folded, sides), kernel, _tuple(stride, rank), dilations)
-
-        def recipe(block: Block, site: int, D: Tensor, layout: Layout) -> Use:
-            inputs, outputs = layout.fold(saved.tensor, rank + 1), layout.fold(D, rank + 1)
-            # What an output padding adds beyond the last full window has no weight in the sum.
-            return _use(block, site, outputs, inputs, unfold, groups)
-
-        return _plan(weight, recipe, bias, rank)
+        windows = _windows(rank, weight, stride=stride, padding=padding, dilation=dilation)
+        return _plan(rank, input, weight, bias, windows, groups, transposed=True)
 
     return handler
 
 
-def _plan(weight: Tensor, recipe: Recipe, bias: Tensor | None, rank: int) -> Plan:
-    recipes = {id(weight): recipe}
+def _windows(rank: int, weight: Tensor, *, stride: Any, padding: Any, dilation: Any) -> Callable[[Tensor], Tensor]:
+    """What turns images into their windows under a kernel, (images, positions, channels × kernel)."""
+    kernel, dilations = tuple(weight.shape[2:]), _tuple(dilation, rank)
+    sides = _sides(padding, kernel, dilations)
+    return lambda images: _unfolded(F.pad(images, sides), kernel, _tuple(stride, rank), dilations)
+
+
+def _plan(
+    rank: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    windows: Callable[[Tensor], Tensor],
+    groups: int,
+    *,
+    transposed: bool,
+) -> Plan:
+    if input.dim() != rank + 2:
+        raise TypeError
+    saved = Saved(input)
+
+    def recipe(block: Block, site: int, D: Tensor, layout: Layout) -> Use:
+        inputs, outputs = layout.fold(saved.tensor, rank + 1), layout.fold(D, rank + 1)
+        unfolded, other = (outputs, inputs) if transposed else (inputs, outputs)
+        return _use(block, site, unfolded, other, windows, groups)
+
+    recipes: dict[int, Recipe] = {id(weight): recipe}
     if bias is not None:
         recipes[id(bias)] = _bias
     return Plan(recipes, trailing=rank + 1)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from theodolite.operators.capture.use import Block, Kind, Use, Work
+from theodolite.operators.capture.use import FEW, Block, Kind, Use, Work
 
 # Products of factors at a time.
 PRODUCTS = 2**20
@@ -99,6 +99,8 @@ class Factored(Use):
         """Σ_ts ⟨left_it, left_js⟩ ⟨right_it, right_js⟩, for a few samples at a time; with itself half of them."""
         B, C, T, S = self.samples, other.samples, self.positions, other.positions
         step = max(1, PRODUCTS // max(1, T * C * S))
+        if other is self and B >= FEW:
+            step = min(step, -(-B // 2))
         left, right = other.left.reshape(C * S, -1).T, other.right.reshape(C * S, -1).T
         found = torch.empty(B, C, dtype=torch.float64)
         for start in range(0, B, step):

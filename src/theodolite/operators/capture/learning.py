@@ -13,7 +13,7 @@ from theodolite.operators.capture.layouts import AxisLayout, Layout, RowLayout, 
 from theodolite.operators.capture.passes import Pass, forward
 from theodolite.operators.capture.site import Site
 from theodolite.problem import Chunk, Problem
-from theodolite.problem.data import split
+from theodolite.problem.data import piece
 
 Key = tuple[object, ...]
 # For every layout that a site may have, gradients of samples.
@@ -56,7 +56,7 @@ def layouts_of(run: Pass) -> Known:
     Layouts along axes do not depend on the data and are remembered for batches of the same shape, unless data is indexed
     by data in the model: then samples may be reordered at every pass, and are looked for at every pass.
 
-    Cost: nothing once known; before, a forward and two backward passes of the batch and of two samples.
+    Cost: nothing once known; before, a backward pass of the batch, and a forward and backward pass of two samples.
     """
     memory = _MEMORY.setdefault(run.problem, {})
     if run.recorder.routed:
@@ -123,19 +123,14 @@ def _gradients(
             (layout, part(layout, layout.fold(gradient, site.trailing)))
             for layout in candidates(site.shape, site.trailing, run.chunk.samples)
         ]
-        before = found.get(site.key)
-        found[site.key] = (
-            parts if before is None else [(x, a + b) for (x, a), (_, b) in zip(before, parts, strict=True)]
-        )
+        found[site.key] = parts
 
-    missed = {*run.differentiate(None, take, retain=True)}
-    if noise is not None:
-        missed.update(run.differentiate(noise, take, retain=True))
-    return found, missed
+    missed = run.differentiate(noise, take, retain=True, with_loss=True)
+    return found, {*missed}
 
 
 def _sample(chunk: Chunk, index: int) -> Chunk:
-    return replace(chunk, batch=split(chunk.batch, 1)[index], samples=1)
+    return replace(chunk, batch=piece(chunk.batch, index, index + 1), samples=1)
 
 
 def _fitting(parts: Parts, alone: list[dict[int, Tensor]], tolerance: float) -> tuple[Layout | None, float]:

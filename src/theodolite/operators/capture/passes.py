@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,7 +64,13 @@ class Pass:
         return Parameters(self.problem.layout.names, self.point.leaves)
 
     def differentiate(
-        self, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool, root: Site | None = None
+        self,
+        cotangent: Tensor | None,
+        take: Callable[[Site, Tensor], None],
+        *,
+        retain: bool,
+        root: Site | None = None,
+        with_loss: bool = False,
     ) -> tuple[str, ...]:
         """One backward pass; ``take`` gets every site with the gradient of its output as soon as it is known.
 
@@ -73,22 +79,25 @@ class Pass:
             take: what to do with the gradients.
             retain: whether to keep the graph for another pass.
             root: start from the output of this site, with ``cotangent`` there.
+            with_loss: add the gradient of the loss to what starts from ``cotangent``.
 
         Returns:
             Names of the parameters that are reached outside the sites as well.
         """
         if root is not None:
-            return self._backward(root.edge, cotangent, take, retain=retain)
-        start = self.total if cotangent is None else self.outputs
-        if start is None:
+            return self._backward([(root.edge, cotangent)], take, retain=retain)
+        if cotangent is not None and self.outputs is None:
             raise OperatorError(
                 "Expected a problem with outputs, which a cotangent can be given for; found one made by Problem.from_loss. "
                 "Use Problem(model, criterion, batches), or cotangent=None for the loss."
             )
-        return self._backward(start, cotangent, take, retain=retain) if start.requires_grad else ()
+        roots: list[tuple[Any, Tensor | None]] = [(self.total, None)] if cotangent is None or with_loss else []
+        roots += [] if cotangent is None else [(self.outputs, cotangent)]
+        reached = [(start, given) for start, given in roots if start.requires_grad]
+        return self._backward(reached, take, retain=retain) if reached else ()
 
     def _backward(
-        self, start: Any, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool
+        self, roots: Sequence[tuple[Any, Tensor | None]], take: Callable[[Site, Tensor], None], *, retain: bool
     ) -> tuple[str, ...]:
         edges = [site.edge for site in self.sites if site.first]
 
@@ -100,7 +109,11 @@ class Pass:
         self.recorder.delivery.listener = listen
         try:
             found = torch.autograd.grad(
-                [start], [*edges, *self.point.leaves], [cotangent], retain_graph=retain, allow_unused=True
+                [start for start, _ in roots],
+                [*edges, *self.point.leaves],
+                [given for _, given in roots],
+                retain_graph=retain,
+                allow_unused=True,
             )
         finally:
             self.recorder.delivery.listener = None
