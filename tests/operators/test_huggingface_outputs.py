@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from operators.plain import relative
 from theodolite.errors import OperatorError
-from theodolite.operators import GGN, Fisher, Jacobian
+from theodolite.operators import EKFAC, GGN, KFAC, NTK, Fisher, Jacobian, ggn_diagonal, ggn_spectrum
 from theodolite.problem import Problem
 
 with warnings.catch_warnings():
@@ -110,6 +110,27 @@ def test_products_equal_those_of_logits_and_labels(name: str) -> None:
     assert abs(sampled.value - float(v @ expected @ v)) < 5 * sampled.stderr
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_rows_of_single_samples_are_those_of_the_products(name: str) -> None:
+    make, data, _ = MODELS[name]
+    torch.manual_seed(0)
+    batch = data()
+    halves = [{key: tensor[:1] for key, tensor in batch.items()}, {key: tensor[1:] for key, tensor in batch.items()}]
+    problem = Problem.from_loss(make().double().eval(), lambda m, b: m(**b).loss, halves, params=LAST[name])
+    dense, tolerance = GGN(problem).dense(), 1e-6 if name == "t5" else 1e-10
+    eigenvalues = torch.linalg.eigvalsh(dense).flip(0)[:4]
+    assert relative(torch.tensor(ggn_spectrum(problem, k=4).eigenvalues), eigenvalues) < tolerance
+    assert relative(ggn_diagonal(problem), dense.diagonal()) < tolerance
+    # Rotations keep the trace, and EKFAC corrects the eigenvalues.
+    assert EKFAC(problem).trace() == pytest.approx(float(dense.trace()), rel=tolerance)
+    J = Jacobian(problem).dense()
+    assert (
+        relative(torch.linalg.eigvalsh(NTK(problem).matrix)[-4:], torch.linalg.svdvals(J).square()[:4].flip(0))
+        < tolerance
+    )
+    assert problem.samples == 4
+
+
 def smoothed(model: Any, batch: dict[str, Tensor]) -> Tensor:
     logits, labels = model(**batch).logits[:, :-1], batch["labels"][:, 1:]
     return F.cross_entropy(logits.transpose(1, 2), labels, label_smoothing=0.3)
@@ -118,6 +139,6 @@ def smoothed(model: Any, batch: dict[str, Tensor]) -> Tensor:
 def test_another_loss_on_the_same_batches_is_refused() -> None:
     """Its GGN would be that of another criterion."""
     problem = Problem.from_loss(gpt2().double(), smoothed, [tokens()])
-    for operator in (GGN, Fisher, Jacobian):
+    for operator in (GGN, Fisher, Jacobian, KFAC, EKFAC, NTK, ggn_spectrum):
         with pytest.raises(OperatorError, match=r"cross-entropy of the batch's labels under model\(\*\*batch\).logits"):
             operator(problem)

@@ -23,7 +23,8 @@ class BlockwiseCurvature(LinearOperator):
     sample; ``"empirical"`` the gradient covariance.
 
     Args:
-        problem: what to differentiate.
+        problem: what to differentiate; made with a criterion, or with ``from_loss`` of a model of transformers and batches that
+            have ``labels``, except for ``"empirical"``, which takes any.
         kind: ``"exact"``, ``"mc"`` or ``"empirical"``.
         draws: random vectors a sample of ``"mc"``.
         seed: of the random vectors.

@@ -33,7 +33,8 @@ def ggn_spectrum(problem: Problem, *, k: int | None = None, vectors: bool = Fals
     rows.
 
     Args:
-        problem: made with a criterion that is convex in the outputs.
+        problem: made with a criterion that is convex in the outputs, or with ``from_loss`` of a model of transformers and
+            batches that have ``labels``.
         k: how many; None for all.
         vectors: whether to return the eigenvectors too.
         step: optimiser step, kept in the record.

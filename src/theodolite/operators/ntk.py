@@ -26,7 +26,8 @@ class NTK(LinearOperator):
     Cost: a forward pass, and a backward pass without gradients of weights for each entry of a sample's outputs; m² numbers.
 
     Args:
-        problem: made with a criterion, whose outputs are differentiated.
+        problem: made with a criterion, whose outputs are differentiated, or with ``from_loss`` of a model of transformers and
+            batches that have ``labels``.
 
     Attributes:
         matrix: the kernel, in double precision on the CPU.

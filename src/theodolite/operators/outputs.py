@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -14,6 +16,7 @@ from theodolite.operators.certificate import first_piece
 from theodolite.operators.subject import refuse_no_problem
 from theodolite.problem import Problem
 from theodolite.problem.criteria import CrossEntropy, OutputLoss, tensor_of
+from theodolite.problem.data import Batches
 from theodolite.problem.objective import CriterionObjective, Objective, pair, with_outputs
 
 
@@ -74,11 +77,63 @@ class LabelledOutputs(Outputs):
         return labels[:, 1:] if self._shifts else labels
 
 
-def outputs_of(problem: Problem) -> Outputs:
+@final
+@dataclass(frozen=True)
+class LabelledObjective(CriterionObjective):
+    """The loss of a model of transformers as a criterion, on batches paired with their targets.
+
+    Args:
+        known: how logits and targets are had.
+    """
+
+    known: LabelledOutputs
+
+    def outputs(self, model: nn.Module, batch: Any) -> Any:
+        return self.known.tensor(model, pair(batch)[0])
+
+
+def with_criterion(problem: Problem, *, caller: str) -> Problem:
+    """The same problem as a criterion on known outputs, of which the gradients of samples can be started.
+
+    Cost: as ``outputs_of``.
+
+    Args:
+        problem: made with a criterion, or by ``from_loss`` for a model of transformers.
+        caller: who needs the outputs, with the verb.
+
+    Raises:
+        OperatorError: the outputs are not known.
+    """
+    known = outputs_of(problem, caller=caller)
+    if not isinstance(known, LabelledOutputs):
+        return problem
+    other = copy.copy(problem)
+    other._depth = 0
+    other.objective = LabelledObjective(known.loss, known)
+    other.batches = Batches(_Paired(problem.batches, known))
+    return other
+
+
+@final
+class _Paired:
+    """Batches with their targets beside them."""
+
+    def __init__(self, batches: Iterable[Any], known: LabelledOutputs) -> None:
+        self._batches, self._known = batches, known
+
+    def __iter__(self) -> Iterator[Any]:
+        return ((batch, self._known.targets(batch)) for batch in self._batches)
+
+
+def outputs_of(problem: Problem, *, caller: str = "GGN, Fisher and Jacobian need") -> Outputs:
     """Outputs and criterion of a problem: what it was made with, or logits and labels of a model of transformers.
 
     Cost: nothing with a criterion; for ``from_loss`` with batches that have ``labels`` two or four forward passes of a few
     samples, which check that its loss is their cross-entropy.
+
+    Args:
+        problem: of any kind.
+        caller: who needs them, with the verb.
 
     Raises:
         OperatorError: the outputs are not known.
@@ -86,7 +141,7 @@ def outputs_of(problem: Problem) -> Outputs:
     refuse_no_problem(problem, operator="GGN")
     labels = None if isinstance(problem.objective, CriterionObjective) else _labels(problem.batches.first())
     if labels is None:
-        return CriterionOutputs(with_outputs(problem.objective))
+        return CriterionOutputs(with_outputs(problem.objective, caller=caller))
     for shifts in (True, False) if labels.dim() == 2 else (False,):
         found = LabelledOutputs(shifts=shifts)
         if _is_the_loss(problem, problem.objective, found):

@@ -16,6 +16,7 @@ from theodolite.operators.capture import Block, Captured, Use, capture
 from theodolite.operators.capture.combined import combined
 from theodolite.operators.certificate import is_missing_derivative, missing_derivative
 from theodolite.operators.cotangents import curvature_roots, sampled_roots
+from theodolite.operators.outputs import with_criterion
 from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, OutputLoss, Problem
 from theodolite.problem.finite import non_finite_loss, refuse_non_finite
@@ -80,7 +81,7 @@ class Pullbacks:
             raise OperatorError(f"Expected at least one draw a sample, found draws={draws}.")
         refuse_sharded(problem)
         if kind != "empirical":
-            with_outputs(problem.objective, caller=_needs(kind))
+            problem = with_criterion(problem, caller=_needs(kind))
         self.problem = problem
         self.kind = kind
         self.passes = 0.0
