@@ -66,7 +66,7 @@ def plane(
     axis where its span contains it, and the loss of the centre is that of θ, bit for bit.
 
     Cost: one forward pass a point and one a checkpoint, one more where the grid does not contain the centre. With
-    ``interpolate``, an eighth of 51 × 51 points on a smooth surface, up to all on a rugged one.
+    ``interpolate``, a thirteenth of 51 × 51 points on a smooth surface, up to all on a rugged one.
 
     Args:
         problem: what is surveyed.

@@ -19,8 +19,9 @@ Axes = tuple[Float[np.ndarray, " a"], Float[np.ndarray, " b"]]
 Nodes = tuple[Int[np.ndarray, " i"], Int[np.ndarray, " j"]]
 Evaluate = Callable[[Cells], Sequence[Reading]]
 
-# 17 × 17 of 51 × 51: cubic splines leave 0.07 % of the range on smooth nets, 0.16 % through 13 × 13.
-STEPS_PER_SIDE = 8
+# 13 × 13 of 51 × 51: cubic splines leave 0.05 to 0.16 % of the range on smooth nets, 0.02 to 0.07 % through 17 × 17. Splines of
+# degree 5 leave more.
+STEPS_PER_SIDE = (6, 8)
 HELD_OUT = 24
 # An error of 2 % of the logarithmic range at a tolerance of 0.1 %: on rugged nets, whose range is that of an explosion, the
 # linear error says nothing of the valley.
@@ -99,11 +100,11 @@ def surface(
 ) -> Surface:
     """Losses over a grid from forward passes at some of its cells.
 
-    At most 17 × 17 cells, both ends and the centre of the axes among them, are evaluated and joined by a bicubic spline, of
+    At most 13 × 13 cells, both ends and the centre of the axes among them, are evaluated and joined by a bicubic spline, of
     the losses or of their logarithms. Random cells between them are evaluated too and judge: where the spline misses one by
-    more than ``tol`` of the range of losses, or 20 times that of the range of their logarithms, the patches whose corners
-    their neighbours foretell worst are evaluated in full, other cells are held out, and so on. A smooth surface of
-    51 × 51 cells costs an eighth of them; a rugged one more, up to all.
+    more than ``tol`` of the range of losses, or 20 times that of the range of their logarithms, 17 × 17 cells are tried, and
+    other cells held out; where they fail too, the patches whose corners their neighbours foretell worst are evaluated in full,
+    and so on. A smooth surface of 51 × 51 cells costs a thirteenth of them; a rugged one more, up to all.
 
     Cost: one forward pass for each evaluated cell.
 
@@ -114,12 +115,11 @@ def surface(
         tol: largest miss that is let pass, as a share of the range of finite losses; None evaluates every cell.
         seed: of the cells held out.
     """
-    axes, nodes = (alphas, betas), (_coarse(alphas), _coarse(betas))
-    shape = (alphas.size, betas.size)
-    if tol is None:
-        nodes = (np.arange(alphas.size), np.arange(betas.size))
+    axes, shape = (alphas, betas), (alphas.size, betas.size)
+    levels = [(_coarse(alphas, steps), _coarse(betas, steps)) for steps in STEPS_PER_SIDE]
+    nodes, *finer = [(np.arange(alphas.size), np.arange(betas.size))] if tol is None else levels
     readings: dict[tuple[int, int], Reading] = {}
-    _take(evaluate, readings, np.stack(np.meshgrid(*nodes, indexing="ij"), axis=-1).reshape(-1, 2))
+    _take(evaluate, readings, _crossings(nodes))
     generator, shares = np.random.default_rng(seed), iter(SHARES)
     while True:
         exact = _exact(readings, shape)
@@ -141,15 +141,25 @@ def surface(
                 nodes=nodes,
                 held=held,
             )
-        _take(evaluate, readings, _worst(exact, axes, nodes, ~_mask(readings, shape), share=next(shares)))
+        open_ = ~_mask(readings, shape)
+        if finer:
+            nodes = finer.pop(0)
+            cells = _crossings(nodes)
+            _take(evaluate, readings, cells[open_[tuple(cells.T)]])
+        else:
+            _take(evaluate, readings, _worst(exact, axes, nodes, open_, share=next(shares)))
 
 
-def _coarse(positions: Float[np.ndarray, " a"]) -> Int[np.ndarray, " c"]:
+def _crossings(nodes: Nodes) -> Cells:
+    return np.stack(np.meshgrid(*nodes, indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def _coarse(positions: Float[np.ndarray, " a"], steps: int) -> Int[np.ndarray, " c"]:
     """Indices of both ends, of the centre, and of evenly spaced positions between them."""
     middle = int(np.argmin(np.abs(positions)))
     last = positions.size - 1
-    below = np.linspace(0, middle, min(STEPS_PER_SIDE, middle) + 1)
-    above = np.linspace(middle, last, min(STEPS_PER_SIDE, last - middle) + 1)
+    below = np.linspace(0, middle, min(steps, middle) + 1)
+    above = np.linspace(middle, last, min(steps, last - middle) + 1)
     return np.unique(np.round(np.concatenate([below, above])).astype(int))
 
 
