@@ -5,6 +5,7 @@ from theodolite.records.batch_sharpness import BatchSharpness
 from theodolite.records.book import Book
 from theodolite.records.classwise import Classwise
 from theodolite.records.coherence import Coherence
+from theodolite.records.connectivity import Connectivity
 from theodolite.records.cost import Cost
 from theodolite.records.curved_noise import CurvedNoise
 from theodolite.records.density import Density
@@ -22,6 +23,7 @@ from theodolite.records.gradients import Gradients
 from theodolite.records.influence import Influence
 from theodolite.records.input_gradients import InputGradients, IntegratedGradients
 from theodolite.records.landscape import Line, Plane
+from theodolite.records.layer_barriers import LayerBarriers
 from theodolite.records.log import Log
 from theodolite.records.module_variances import ModuleVariances
 from theodolite.records.opposing import OpposingSignals
@@ -52,6 +54,7 @@ __all__ = [
     "Book",
     "Classwise",
     "Coherence",
+    "Connectivity",
     "Cost",
     "CurvedNoise",
     "Density",
@@ -68,6 +71,7 @@ __all__ = [
     "Influence",
     "InputGradients",
     "IntegratedGradients",
+    "LayerBarriers",
     "Line",
     "Log",
     "ModuleVariances",

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from theodolite.landscapes.paths.traveller import State, Traveller, as_reading
-from theodolite.landscapes.readings import Reading
+from theodolite.landscapes.reading import Reading
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.records.jackknife import jackknife_stderr
 

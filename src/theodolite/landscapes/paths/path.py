@@ -13,7 +13,7 @@ from theodolite.landscapes.paths.derivatives import predicted_deviations
 from theodolite.landscapes.paths.matching import Matching, match
 from theodolite.landscapes.paths.profiles import Profile, Statistics, read_profile
 from theodolite.landscapes.paths.traveller import Checkpoint, State, Traveller
-from theodolite.landscapes.readings import Reading
+from theodolite.landscapes.reading import Reading
 from theodolite.problem import Problem
 from theodolite.records import Cost, Path
 
@@ -144,7 +144,7 @@ def _profiles(
         ends = [traveller.read(curve.at(t)) for t in (0.0, 1.0)]
         ways: tuple[Statistics, ...] = ("recalibrated",) if bent and traveller.statistics else policies
         found += [
-            read_profile(traveller, curve, ts, name=_named(name, policy), statistics=policy, ends=ends)
+            read_profile(traveller, curve, ts, name=named(name, policy), statistics=policy, ends=ends)
             for policy in ways
         ]
     return found
@@ -158,7 +158,8 @@ def _policies(traveller: Traveller, batchnorm: Statistics | tuple[Statistics, ..
     return asked if traveller.statistics else ("interpolated",)
 
 
-def _named(name: str, policy: Statistics) -> str:
+def named(name: str, policy: Statistics) -> str:
+    """The name of a profile: interpolated statistics are not mentioned."""
     return name if policy == "interpolated" else f"{name}, {policy}"
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from theodolite.landscapes.paths.curve import Curve
 from theodolite.landscapes.paths.statistics import recalibrated
 from theodolite.landscapes.paths.traveller import State, Traveller
-from theodolite.landscapes.readings import Reading
+from theodolite.landscapes.reading import Reading
 from theodolite.records.barriers import deviations, heights
 from theodolite.records.jackknife import jackknife_stderr
 
@@ -41,6 +41,10 @@ class Profile:
     @property
     def losses(self) -> Float[np.ndarray, " a"]:
         return np.array([reading.loss for reading in self.readings])
+
+    def heights(self, ts: Float[np.ndarray, " a"]) -> Float[np.ndarray, " 4"]:
+        """Barriers by each definition, and mode connectivity."""
+        return heights(self.losses, ts)
 
     def stderrs(self, ts: Float[np.ndarray, " a"]) -> Float[np.ndarray, " a"]:
         """Of the deviations from the chord."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import CheckpointError, ProblemError
-from theodolite.landscapes.readings import Reading
+from theodolite.landscapes.reading import Reading
 from theodolite.problem import Problem
 from theodolite.problem.checkpoint import load_checkpoint
 from theodolite.problem.copies import on_copy

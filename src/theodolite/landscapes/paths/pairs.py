@@ -1,0 +1,97 @@
+"""Paths between every two of several checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from itertools import combinations
+
+import numpy as np
+
+from theodolite.errors import ProblemError
+from theodolite.landscapes.paths.curve import straight
+from theodolite.landscapes.paths.matching import match
+from theodolite.landscapes.paths.path import named, refuse_unselected, remarks
+from theodolite.landscapes.paths.profiles import Statistics, read_profile
+from theodolite.landscapes.paths.traveller import Checkpoint, Traveller
+from theodolite.problem import Problem
+from theodolite.records import Connectivity, Cost
+from theodolite.records.barriers import HEIGHTS
+
+
+def connectivity(
+    problem: Problem,
+    checkpoints: Mapping[str, Checkpoint],
+    *,
+    points: int = 11,
+    batchnorm: Statistics | None = None,
+    aligned: bool = False,
+    step: int | None = None,
+) -> Connectivity:
+    """Barriers on the straight paths between all pairs of checkpoints.
+
+    Cost: points − 2 forward passes a pair, two for each with recalibration, and one a checkpoint; with ``aligned`` that of
+    ``match`` and one more pass a pair.
+
+    Args:
+        problem: whose loss and data are read.
+        checkpoints: by name, each as for ``path``.
+        points: positions on each path, evenly spaced; an odd number has the middle among them.
+        batchnorm: statistics of BatchNorm between the ends, as for ``path``; recalibrated by default where the model has
+            stored ones.
+        aligned: whether the hidden units of the later of each pair are first brought into the order of the earlier.
+        step: optimiser step, kept in the record.
+
+    Returns:
+        Barriers by each definition in use with errors from the data, and distances.
+
+    Raises:
+        ProblemError: fewer than two checkpoints, too few points, checkpoints that differ in what the problem does not select,
+            or units that cannot be matched.
+        CheckpointError: a checkpoint does not fit the model.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> models = {str(seed): nn.Linear(3, 1) for seed in range(3)}
+        >>> problem = Problem(models["0"], nn.MSELoss(), [(torch.randn(8, 3), torch.randn(8, 1))])
+        >>> connectivity(problem, models).basins(below=0.0).tolist()  # a convex loss has one basin
+        [0, 0, 0]
+
+    References:
+        Entezari, Sedghi, Saukh & Neyshabur, "The role of permutation invariance in linear mode connectivity" (2022).
+    """
+    started = time.perf_counter()
+    if len(checkpoints) < 2 or points < 3:
+        raise ProblemError(
+            f"Expected at least 2 checkpoints and 3 points, found {len(checkpoints)} checkpoints and points={points}."
+        )
+    traveller = Traveller(problem)
+    policy: Statistics = batchnorm or "recalibrated"
+    policy = policy if traveller.statistics else "interpolated"
+    states = [traveller.state_of(checkpoint) for checkpoint in checkpoints.values()]
+    readings = [traveller.read(state) for state in states]
+    ts, count = np.linspace(0.0, 1.0, points), len(states)
+    heights, errors = np.zeros((count, count, len(HEIGHTS))), np.zeros((count, count, len(HEIGHTS)))
+    distances, passes = np.zeros((count, count)), float(count)
+    for i, j in combinations(range(count), 2):
+        refuse_unselected(traveller, states[i], states[j])
+        end = match(problem, states[i], states[j]).state if aligned else states[j]
+        ends = [readings[i], traveller.read(end) if aligned else readings[j]]
+        found = read_profile(traveller, straight(states[i], end), ts, name="pair", statistics=policy, ends=ends)
+        heights[[i, j], [j, i]], errors[[i, j], [j, i]] = found.heights(ts), found.height_stderrs(ts)
+        distances[[i, j], [j, i]] = found.distance
+        passes += points - 2 + aligned + found.passes
+    return Connectivity(
+        step=step,
+        names=tuple(checkpoints),
+        losses=np.array([reading.loss for reading in readings]),
+        heights=heights,
+        height_stderrs=errors,
+        distances=distances,
+        profile=named("aligned" if aligned else "linear", policy),
+        points=points,
+        cost=Cost(forwards=passes, seconds=time.perf_counter() - started),
+        notes=remarks(readings),
+        context=problem.context() | {"chunks": int((readings[0].weights > 0).sum())},
+    )
