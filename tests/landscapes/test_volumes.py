@@ -95,9 +95,28 @@ def test_an_interrupted_volume_resumes_to_the_same_bytes(tmp_path: Path) -> None
     assert 11 <= held < 26
     calls: list[int] = []
     found = volume(problem, points=3, store=tmp_path, on_point=lambda done, _: calls.append(done))
-    assert calls[0] == held + 1
-    assert calls[-1] == 27
+    assert calls == list(range(1, 28))
+    lines = path.read_bytes().splitlines()
+    assert len(lines) == len(set(lines)) == 26  # none was read again, and the centre is not among them
     assert not differences(found, volume(problem, points=3), ignore={"cost"})
+
+
+def test_other_quantities_and_options_are_those_of_a_plane() -> None:
+    problem = BY_NAME["convnet"].problem()
+    options = {"scalars": ("accuracy",), "groups": "targets", "batchnorm": "batch", "seed": 2, "span": (-1, 1)}
+    found, flat = volume(problem, points=3, **options), plane(problem, points=3, **options)
+    assert found.scalars == tuple(flat.scalars)
+    cut = found.cut(2)
+    for name in ("accuracy", "loss of 1"):
+        np.testing.assert_array_equal(cut.scalars[name], flat.scalars[name])
+        np.testing.assert_array_equal(cut.scalar_stderrs[name], flat.scalar_stderrs[name])
+        np.testing.assert_array_equal(found.along(2).scalars[name][1], flat.scalars[name][1, 1])
+    np.testing.assert_array_equal(cut.losses, flat.losses)
+    assert found.context["batchnorm"] == flat.context["batchnorm"] == "batch statistics"
+    capped = volume(problem, points=3, span=(-5, 5), cap=2.0)
+    assert capped.partial is not None
+    assert capped.partial.any()
+    assert np.isnan(capped.masked()[capped.partial]).all()
 
 
 def test_what_is_not_finite_is_counted_and_masked() -> None:

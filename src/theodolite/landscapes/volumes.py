@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -13,13 +13,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import ProblemError
+from theodolite.landscapes.asked import asked
+from theodolite.landscapes.batchnorm import BatchNorm
 from theodolite.landscapes.directions import Triple, flat_parameters, length, named_triple
 from theodolite.landscapes.directions.vectors import PARALLEL
 from theodolite.landscapes.grids import Span, positions
-from theodolite.landscapes.lines import KEEP
-from theodolite.landscapes.readings import OnPoint, Reading, points_of, read, stderrs
-from theodolite.landscapes.remarks import context, cost, kept, remarks
+from theodolite.landscapes.lines import KEEP, of_scalars
+from theodolite.landscapes.points import read_points, sharing
+from theodolite.landscapes.readings import OnPoint, stderrs
+from theodolite.landscapes.remarks import context, kept, remarks
+from theodolite.landscapes.scalars import Scalars
 from theodolite.landscapes.store import PointStore
+from theodolite.operators.grouped import By
 from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
 from theodolite.records import Volume
@@ -34,6 +39,12 @@ def volume(
     points: int | Three = 13,
     span: Span | tuple[Span, Span, Span] = (-1.0, 1.0),
     seed: int = 0,
+    scalars: Scalars = (),
+    groups: By | None = None,
+    also: Mapping[str, Problem] | None = None,
+    batchnorm: BatchNorm | None = None,
+    cap: float = float("inf"),
+    divide: Any = None,
     store: str | os.PathLike[str] | None = None,
     keep_directions_below: int = KEEP,
     on_point: OnPoint | None = None,
@@ -54,6 +65,12 @@ def volume(
         points: number of positions on each axis, or on all three.
         span: first and last position on all axes, in units of the directions, or three of those.
         seed: of random directions or of Lanczos; the first two are those of ``plane``.
+        scalars: what else to count on the same forward pass, as for ``plane``, like the next five.
+        groups: also the mean loss of each class or domain.
+        also: problems of the same model on other data, read at the same points.
+        batchnorm: which statistics.
+        cap: a point whose first chunk has a larger loss is read no further, and counts as exploded.
+        divide: a process group among whose ranks the points are divided.
         store: folder in which every reading is kept as it is taken, from which the same call resumes to the same bytes.
         keep_directions_below: bytes up to which the record keeps the directions; 256 MiB by default.
         on_point: called after every point with the number done and the number of all.
@@ -79,28 +96,54 @@ def volume(
     named = named_triple(problem, directions, seed=seed)
     cosines = _cosines(named.vectors)
     axes = _axes(points, span)
-    center = read(problem, problem.point())
+    manner = asked(problem, scalars=scalars, groups=groups, also=also, batchnorm=batchnorm, cap=cap)
+    among = sharing(problem, divide)
+    center = manner.center(problem)
     coordinates = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-    held = None if store is None else PointStore(store, problem, named.vectors)
-    readings = _readings(problem, coordinates.reshape(-1, 3), named.vectors, center, held, on_point)
+    shape = coordinates.shape[:-1]
+    held = None
+    if store is not None:
+        rank = 0 if among is None else among.rank
+        held = PointStore(store, problem, named.vectors, key=manner.key, rank=rank)
+    readings = read_points(
+        problem,
+        coordinates.reshape(-1, 3),
+        named.vectors,
+        center=center,
+        asked=manner,
+        store=held,
+        among=among,
+        on_point=on_point,
+    )
+    values, errors = of_scalars(readings, center)
+    partial = np.array([reading.partial for reading in readings]).reshape(shape)
     arrays, dropped = kept(named.vectors, below=keep_directions_below)
     return Volume(
         step=step,
         alphas=axes[0],
         betas=axes[1],
         gammas=axes[2],
-        losses=np.array([reading.loss for reading in readings]).reshape(coordinates.shape[:-1]),
-        stderrs=stderrs(readings, center=center).reshape(coordinates.shape[:-1]),
+        losses=np.array([reading.loss for reading in readings]).reshape(shape),
+        stderrs=stderrs(readings, center=center).reshape(shape),
         directions=None if arrays is None else (arrays[0], arrays[1], arrays[2]),
         direction_norms=cast(tuple[float, float, float], tuple(map(length, named.vectors))),
         cosines=cosines,
         name=named.name,
         parameter_norm=length(parameters),
-        cost=named.cost + cost([*readings, center], started=started),
+        scalars=tuple(values),
+        scalar_values=_stacked(values, shape),
+        scalar_stderrs=_stacked(errors, shape),
+        cap=cap,
+        partial=partial if partial.any() else None,
+        cost=named.cost + manner.cost(readings, center, seconds=time.perf_counter() - started),
         seed=seed if named.random else None,
         notes=(*named.notes, *remarks(readings, center), *dropped),
-        context=context(problem, name=named.name, center=center),
+        context=context(problem, name=named.name, center=center) | manner.context(),
     )
+
+
+def _stacked(values: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> Float[np.ndarray, "s a b c"]:
+    return np.array(list(values.values()), dtype=np.float64).reshape(len(values), *shape)
 
 
 def _cosines(directions: Sequence[Float[Tensor, " n"]]) -> Float[np.ndarray, "3 3"]:
@@ -129,28 +172,3 @@ def _axes(points: int | Three, span: Span | tuple[Span, Span, Span]) -> list[Flo
             f"Expected one number of points and one span, or three of each, found {points!r} and {span!r}."
         )
     return [positions(count, each) for count, each in zip(counts, spans, strict=True)]
-
-
-def _readings(
-    problem: Problem,
-    coordinates: Float[np.ndarray, "g 3"],
-    directions: Sequence[Float[Tensor, " n"]],
-    center: Reading,
-    store: PointStore | None,
-    on_point: OnPoint | None,
-) -> list[Reading]:
-    """Readings at all points, those that the store holds from there."""
-    places = [tuple(position) for position in coordinates.tolist()]
-    readings = [None if store is None else store.get(place) for place in places]
-    missing = [index for index, reading in enumerate(readings) if reading is None]
-    done = len(places) - len(missing)
-    for index, reading in zip(
-        missing, points_of(problem, coordinates[missing], directions, center=center), strict=True
-    ):
-        readings[index] = reading
-        if store is not None and reading is not center:
-            store.add(places[index], reading)
-        done += 1
-        if on_point is not None:
-            on_point(done, len(places))
-    return [reading for reading in readings if reading is not None]

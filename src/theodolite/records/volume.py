@@ -32,9 +32,16 @@ class Volume(Record):
         cosines: cosines between them as used, after normalisation.
         name: how they were drawn, as for ``Plane``.
         parameter_norm: ‖θ‖.
+        scalars: names of other quantities of the same forward passes on the same samples.
+        scalar_values: these at each point; NaN where they were not read.
+        scalar_stderrs: standard errors of their rise above the centre, as for the losses.
+        cap: loss above which a point counts as exploded.
+        partial: where no more was read than the first chunk of the data, as its loss was above the cap or not finite. None where
+            all were read.
     """
 
     kind: ClassVar[str] = "volume"
+    lengths: ClassVar[dict[str, str]] = {"scalars": "s"}
 
     alphas: Float[np.ndarray, " a"]
     betas: Float[np.ndarray, " b"]
@@ -46,6 +53,11 @@ class Volume(Record):
     cosines: Float[np.ndarray, "3 3"]
     name: str
     parameter_norm: float
+    scalars: tuple[str, ...] = ()
+    scalar_values: Float[np.ndarray, "s a b c"] | None = None
+    scalar_stderrs: Float[np.ndarray, "s a b c"] | None = None
+    cap: float = float("inf")
+    partial: Bool[np.ndarray, "a b c"] | None = None
 
     @property
     def axes(self) -> tuple[Float[np.ndarray, " a"], Float[np.ndarray, " b"], Float[np.ndarray, " c"]]:
@@ -107,6 +119,10 @@ class Volume(Record):
             cosine=float(self.cosines[one, two]),
             name=self.name,
             parameter_norm=self.parameter_norm,
+            scalars={name: values.take(place, axis=axis) for name, values in self._named(self.scalar_values)},
+            scalar_stderrs={name: values.take(place, axis=axis) for name, values in self._named(self.scalar_stderrs)},
+            cap=self.cap,
+            partial=None if self.partial is None else self.partial.take(place, axis=axis),
         )
 
     def along(self, axis: int) -> Line:
@@ -129,11 +145,15 @@ class Volume(Record):
             direction_norm=self.direction_norms[axis],
             name=self.name,
             parameter_norm=self.parameter_norm,
+            scalars={name: values[places] for name, values in self._named(self.scalar_values)},
+            scalar_stderrs={name: values[places] for name, values in self._named(self.scalar_stderrs)},
+            cap=self.cap,
+            partial=None if self.partial is None else self.partial[places],
         )
 
     def masked(self, cap: float = float("inf")) -> Float[np.ndarray, "a b c"]:
-        """Losses with NaN where they are not finite or above cap, for drawing."""
-        return np.where(self.finite & (self.losses <= cap), self.losses, np.nan)
+        """Losses with NaN where they are not finite or above cap or that of the record, for drawing."""
+        return np.where(self.finite & (self.losses <= min(cap, self.cap)), self.losses, np.nan)
 
     def summary(self) -> tuple[str, ...]:
         """Directions, losses."""
@@ -144,6 +164,9 @@ class Volume(Record):
         missing = (f"{lost:,} of {self.losses.size:,} NOT FINITE",) if lost else ()
         reading = f"loss {number(self.center)} at 0, lowest {number(lowest)} at ({at})"
         return f"{self.name}, {size} points", reading, *missing
+
+    def _named(self, values: Float[np.ndarray, "s a b c"] | None) -> list[tuple[str, Float[np.ndarray, "a b c"]]]:
+        return [] if values is None else list(zip(self.scalars, values, strict=True))
 
     def _zero(self, axis: int) -> int:
         _refuse_other_than_three(axis)
