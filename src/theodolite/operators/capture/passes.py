@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -85,19 +85,27 @@ class Pass:
             Names of the parameters that are reached outside the sites as well.
         """
         if root is not None:
-            return self._backward([(root.edge, cotangent)], take, retain=retain)
-        if cotangent is not None and self.outputs is None:
+            return self._backward(root.edge, cotangent, take, retain=retain)
+        start = self.total if cotangent is None else self._projected(cotangent)
+        if cotangent is not None and with_loss:
+            start = start + self.total
+        return self._backward(start, None, take, retain=retain) if start.requires_grad else ()
+
+    def _projected(self, cotangent: Tensor) -> Tensor:
+        """The scalar that has ``cotangent`` for its gradient by the outputs.
+
+        From outputs and cotangent themselves torch starts only after it has imported its symbolic algebra, 36 MB, to
+        compare the two shapes.
+        """
+        if self.outputs is None:
             raise OperatorError(
                 "Expected a problem with outputs, which a cotangent can be given for; found one made by Problem.from_loss. "
                 "Use Problem(model, criterion, batches), or cotangent=None for the loss."
             )
-        roots: list[tuple[Any, Tensor | None]] = [(self.total, None)] if cotangent is None or with_loss else []
-        roots += [] if cotangent is None else [(self.outputs, cotangent)]
-        reached = [(start, given) for start, given in roots if start.requires_grad]
-        return self._backward(reached, take, retain=retain) if reached else ()
+        return (self.outputs * cotangent).sum()
 
     def _backward(
-        self, roots: Sequence[tuple[Any, Tensor | None]], take: Callable[[Site, Tensor], None], *, retain: bool
+        self, start: Any, cotangent: Tensor | None, take: Callable[[Site, Tensor], None], *, retain: bool
     ) -> tuple[str, ...]:
         edges = [site.edge for site in self.sites if site.first]
 
@@ -109,11 +117,7 @@ class Pass:
         self.recorder.delivery.listener = listen
         try:
             found = torch.autograd.grad(
-                [start for start, _ in roots],
-                [*edges, *self.point.leaves],
-                [given for _, given in roots],
-                retain_graph=retain,
-                allow_unused=True,
+                [start], [*edges, *self.point.leaves], [cotangent], retain_graph=retain, allow_unused=True
             )
         finally:
             self.recorder.delivery.listener = None
