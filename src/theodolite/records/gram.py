@@ -121,13 +121,15 @@ def negative_fraction(gram: Gram) -> float:
 
 
 def mean_cosine(gram: Gram) -> float:
-    """Mean cosine over pairs, of those whose gradients do not vanish."""
-    return float(np.nanmean(pairs(cosines(gram))))
+    """Mean cosine over pairs, of those whose gradients do not vanish; NaN without any."""
+    found = _known(pairs(cosines(gram)))
+    return float(found.mean()) if found.size else float("nan")
 
 
 def min_cosine(gram: Gram) -> float:
     """Smallest cosine over pairs."""
-    return float(np.nanmin(pairs(cosines(gram))))
+    found = _known(pairs(cosines(gram)))
+    return float(found.min()) if found.size else float("nan")
 
 
 def slopes_of_others(gram: Gram) -> Float[np.ndarray, " b"]:
@@ -168,6 +170,10 @@ def cosines(gram: Gram) -> Gram:
         return np.asarray(
             gram / np.where(lengths > 0, lengths, np.nan)[:, None] / np.where(lengths > 0, lengths, np.nan)
         )
+
+
+def _known(values: Float[np.ndarray, " p"]) -> Float[np.ndarray, " f"]:
+    return np.asarray(values[np.isfinite(values)])
 
 
 def pairs(matrix: Gram) -> Float[np.ndarray, " p"]:

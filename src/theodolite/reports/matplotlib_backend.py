@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from theodolite.reports.extras import extra
 from theodolite.reports.figures.description import Axis, Figure, Panel
 from theodolite.reports.figures.scales import log_ticks, symlog_ticks
@@ -171,7 +169,13 @@ def _axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
     axes.set(**{f"{which}label": plain(axis.label)})
     if axis.names:
         crowded = len(axis.names) > 40
-        positions, names = np.arange(len(axis.names)), [plain(short(name)) for name in axis.names]
-        axes.set_yticks(positions, labels=names, fontsize=5.5 if crowded else 7.0)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(visible=False, axis="y")
+        positions, names = axis.places or range(len(axis.names)), [plain(short(name)) for name in axis.names]
+        size = 5.5 if crowded else 7.0
+        if which == "y":
+            axes.set_yticks(positions, labels=names, fontsize=size)
+        elif max(map(len, names)) <= 3:
+            axes.set_xticks(positions, labels=names, fontsize=size)
+        else:
+            axes.set_xticks(positions, labels=names, fontsize=size, rotation=35, ha="right", rotation_mode="anchor")
+        axes.tick_params(axis=which, length=0)
+        axes.grid(visible=False, axis=which)

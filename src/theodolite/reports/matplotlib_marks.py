@@ -7,13 +7,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from theodolite.reports.figures.description import Band, Bars, Contour, Line, Mark, Path, Rule, Scatter, Ticks
+from theodolite.reports.figures.description import (
+    Band,
+    Bars,
+    Cells,
+    Contour,
+    Labels,
+    Line,
+    Mark,
+    Path,
+    Rule,
+    Scatter,
+    Ticks,
+)
 from theodolite.reports.wording import number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Colors = dict[str, str]
+DARK_CELL = 0.6  # from this size on a cell is too dark for a dark cross
 
 
 def _line(axes: Axes, mark: Line, colors: Colors, order: float) -> None:
@@ -209,6 +222,45 @@ def _path(axes: Axes, mark: Path, colors: Colors, order: float) -> None:
         )
 
 
+def _cells(axes: Axes, mark: Cells, colors: Colors, order: float) -> None:
+    from matplotlib import colormaps
+
+    rows, columns = mark.z.shape
+    painted = axes.pcolormesh(
+        np.arange(columns + 1) - 0.5,
+        np.arange(rows + 1) - 0.5,
+        np.ma.masked_invalid(mark.z),
+        cmap=colormaps["RdBu"].with_extremes(bad=colors["mask"]),
+        vmin=-1,
+        vmax=1,
+        rasterized=True,
+        zorder=order,
+    )
+    across, along = np.nonzero(mark.marked)
+    strokes = [colors["halo" if dark else "path"] for dark in np.abs(mark.z[across, along]) > DARK_CELL]
+    axes.scatter(along, across, marker="x", s=18, c=strokes, linewidths=0.9, zorder=order + 0.05)
+    axes.grid(visible=False)
+    bar = axes.figure.colorbar(painted, cax=axes.inset_axes((1.02, 0, 0.025, 1)), label=plain(mark.label))
+    bar.outline.set_visible(False)
+    bar.ax.grid(visible=False)
+    bar.set_ticks([-1, -0.5, 0, 0.5, 1], labels=["−1", "−0.5", "0", "0.5", "1"])
+
+
+def _labels(axes: Axes, mark: Labels, colors: Colors, order: float) -> None:
+    for x, y, text in zip(mark.x, mark.y, mark.texts, strict=True):
+        axes.annotate(
+            plain(text),
+            (x, y),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            va="bottom",
+            fontsize=7,
+            color=colors[mark.color],
+            zorder=order,
+        )
+
+
 def _norm(levels: Any, scale: str) -> Any:
     from matplotlib.colors import LogNorm, Normalize
 
@@ -229,4 +281,6 @@ MARKS: dict[type[Mark], Callable[[Any, Any, Colors, float], None]] = {
     Ticks: _ticks,
     Contour: _contour,
     Path: _path,
+    Cells: _cells,
+    Labels: _labels,
 }

@@ -144,7 +144,7 @@ def _axis(axis: Axis, colors: Colors) -> Spec:
     if axis.names:
         crowded = len(axis.names) > 40
         spec |= {
-            "tickvals": list(range(len(axis.names))),
+            "tickvals": list(axis.places or range(len(axis.names))),
             "ticktext": [escaped(short(name)) for name in axis.names],
             "tickfont": {"size": 9 if crowded else 11},
             "ticks": "",

@@ -9,7 +9,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from theodolite.reports.figures.description import Axis, Band, Bars, Contour, Line, Mark, Panel, Path, Scatter, Ticks
+from theodolite.reports.figures.description import (
+    Axis,
+    Band,
+    Bars,
+    Cells,
+    Contour,
+    Labels,
+    Line,
+    Mark,
+    Panel,
+    Path,
+    Scatter,
+    Ticks,
+)
 from theodolite.reports.figures.scales import to_symlog
 from theodolite.reports.palette import LIGHT, tint
 from theodolite.reports.wording import number
@@ -253,6 +266,61 @@ def _path(mark: Path, panel: Panel, colors: Colors) -> list[Spec]:
     ]
 
 
+def _cells(mark: Cells, panel: Panel, colors: Colors) -> list[Spec]:
+    lost = ~np.isfinite(mark.z)
+    grey = {"z": [[1 if gone else None for gone in row] for row in lost], "showscale": False, "hoverinfo": "skip"}
+    shade = {"type": "heatmap", "colorscale": [[0, colors["mask"]], [1, colors["mask"]]], **grey}
+    across, along = np.nonzero(mark.marked)
+    crosses = {
+        "type": "scatter",
+        "mode": "markers",
+        "x": along.tolist(),
+        "y": across.tolist(),
+        "marker": {
+            "symbol": "x-thin-open",
+            "size": 6,
+            "color": [colors["halo" if abs(value) > 0.6 else "path"] for value in mark.z[across, along].tolist()],
+            "line": {"width": 1.4},
+        },
+        "hoverinfo": "skip",
+    }
+    table: Spec = {
+        "type": "heatmap",
+        "z": [[rounded(float(value), digits=2) for value in row] for row in mark.z],
+        "colorscale": "RdBu",
+        "zmin": -1,
+        "zmax": 1,
+        "hoverinfo": "z",
+        "colorbar": {
+            "title": {"text": escaped(mark.label), "side": "right", "font": {"size": 12}},
+            "tickvals": [-1, -0.5, 0, 0.5, 1],
+            "ticktext": ["−1", "−0.5", "0", "0.5", "1"],
+            "thickness": 12,
+            "outlinewidth": 0,
+            "tickfont": {"size": 11},
+            "x": 1.01,
+        },
+    }
+    if mark.hover:
+        table |= {"text": [[escaped(text) for text in row] for row in mark.hover], "hoverinfo": "text"}
+    return [*([shade] if lost.any() else []), table, *([crosses] if along.size else [])]
+
+
+def _labels(mark: Labels, panel: Panel, colors: Colors) -> list[Spec]:
+    return [
+        {
+            "type": "scatter",
+            "mode": "text",
+            "x": positions(mark.x, panel.x),
+            "y": positions(mark.y, panel.y),
+            "text": [escaped(text) for text in mark.texts],
+            "textposition": "top center",
+            "textfont": {"color": colors[mark.color], "size": 11},
+            "hoverinfo": "skip",
+        }
+    ]
+
+
 def _hover(texts: tuple[str, ...]) -> Spec:
     """What a reader sees on pointing: the given text, or the coordinates."""
     return {"hovertext": [escaped(text) for text in texts], "hoverinfo": "text"} if texts else {"hoverinfo": "x+y"}
@@ -271,4 +339,6 @@ TRACES: dict[type[Mark], Callable[[Any, Panel, Colors], list[Spec]]] = {
     Ticks: _ticks,
     Contour: _contour,
     Path: _path,
+    Cells: _cells,
+    Labels: _labels,
 }

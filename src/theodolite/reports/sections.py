@@ -25,6 +25,7 @@ from theodolite.records import (
 from theodolite.reports import figures
 from theodolite.reports.curvature_rows import TABLES
 from theodolite.reports.figures import Figure
+from theodolite.reports.gradient_rows import readings_table, samples_table
 from theodolite.reports.rows import (
     density_table,
     gradients_table,
@@ -95,12 +96,13 @@ def sections(records: Sequence[Record]) -> tuple[Section, ...]:
         records: of one run. Of each measure the record of the last step is shown.
 
     Returns:
-        Sections in the order loss, curvature, layers, detail, landscape, others.
+        Sections in the order loss, curvature, layers, alignment, detail, landscape, others.
     """
     lenses: tuple[tuple[str, str, Callable[[Sequence[Record]], Iterable[Block]]], ...] = (
         ("loss", "Loss and stability", _loss),
         ("curvature", "Loss curvature", _curvature),
         ("layers", "Curvature and gradient magnitude by layer", _layers),
+        ("alignment", "Gradient magnitude and alignment of samples", _alignment),
         ("detail", "Curvature by class, direction and batch", _detail),
         ("landscape", "Loss landscape", _landscape),
         ("others", "Other readings", _others),
@@ -171,6 +173,35 @@ def _layers(records: Sequence[Record]) -> Iterable[Block]:
     for gradients in _last(records, Gradients, lambda r: r.kind):
         figure = figures.gradient_norms(gradients) if gradients.layers else None
         yield _block("Gradient norms by layer", figure, (gradients_table(gradients),), [gradients], half=True)
+
+
+def _alignment(records: Sequence[Record]) -> Iterable[Block]:
+    """What a Gram matrix of per-sample gradients shows; a figure that its readings do not allow is left out, and said."""
+    for gradients in _last(records, Gradients, lambda r: r.kind):
+        if gradients.gram is None or not gradients.finite.any():
+            continue
+        tables = {"gram": readings_table(gradients), "norms": samples_table(gradients)}
+        drawn: tuple[tuple[str, str, Callable[[Gradients], Figure]], ...] = (
+            ("gram", "Cosines between the gradients of samples", figures.gram),
+            ("conflicts", "Agreement of groups by layer", figures.conflicts),
+            ("norms", "Norms of the gradients of samples", figures.sample_norms),
+            ("trade-off", "What a batch size costs", figures.trade_off),
+        )
+        for name, title, draw in drawn:
+            if name == "conflicts" and (gradients.groups is None or len(gradients.group_names) < 2):
+                continue
+            figure, remark = _drawn(draw, gradients)
+            own = (tables[name],) if name in tables else ()
+            if figure is not None or own:
+                yield _block(title, figure, own, [gradients], *remark, half=name in ("norms", "trade-off"))
+
+
+def _drawn(draw: Callable[[Gradients], Figure], gradients: Gradients) -> tuple[Figure | None, tuple[str, ...]]:
+    """The figure, or why there is none."""
+    try:
+        return draw(gradients), ()
+    except ValueError as error:
+        return None, (str(error),)
 
 
 def _detail(records: Sequence[Record]) -> Iterable[Block]:

@@ -119,7 +119,30 @@ class Path:
     hover: tuple[str, ...] = ()
 
 
-Mark = Line | Band | Scatter | Bars | Rule | Ticks | Contour | Path
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cells:
+    """A table of values as coloured cells from −1 (red) over 0 (white) to 1 (blue), at positions 0, 1, … both ways; NaN is grey.
+
+    Crosses mark cells that stand out, by a test beyond the value.
+    """
+
+    z: Float[np.ndarray, "ny nx"]
+    marked: Bool[np.ndarray, "ny nx"]
+    label: str
+    hover: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Labels:
+    """Short words above points."""
+
+    x: Float[np.ndarray, " n"]
+    y: Float[np.ndarray, " n"]
+    texts: tuple[str, ...]
+    color: str
+
+
+Mark = Line | Band | Scatter | Bars | Rule | Ticks | Contour | Path | Cells | Labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +155,7 @@ class Axis:
         scale: ``"linear"``, ``"log"``, or ``"symlog"``: linear within ±``threshold``, logarithmic beyond.
         threshold: half-width of the linear part of a symlog axis.
         names: for an axis of names: the name at positions 0, 1, …
+        places: where the names lie instead.
     """
 
     label: str
@@ -139,6 +163,7 @@ class Axis:
     scale: Scale = "linear"
     threshold: float = 1.0
     names: tuple[str, ...] = ()
+    places: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
