@@ -115,3 +115,11 @@ def test_sketches_are_answered_in_half_types(estimator: Callable[..., Any], dtyp
     A = with_spectrum(DECAYING[:8], dtype=dtype)
     found = float(np.sum(np.asarray(estimator(A, products=16).value)))
     assert found == pytest.approx(DECAYING[:8].sum(), rel=0.1)
+
+
+@half
+def test_probes_of_the_complement_have_the_type_of_the_basis(dtype: torch.dtype) -> None:
+    A = with_spectrum(np.linspace(0.5, 8, 60), dtype=dtype)
+    trace = decompose(A, k=1, steps=12, probes=20, tol=0.1).trace
+    assert 0 < trace.stderr < 0.1 * trace.value
+    assert abs(trace.value - float(A.matrix.double().trace())) < 4 * trace.stderr

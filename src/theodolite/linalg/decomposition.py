@@ -209,7 +209,7 @@ def _complement_samples(
     With y = (I − P)z and P = QᵀQ, the trace of A outside the basis is E yᵀAy; that of A² is E 2‖PAy‖² + ‖(I − P)Ay‖², as the
     off-diagonal blocks count twice; that of a diagonal block l is E y_l·(Ay + PAy)_l for the same reason.
     """
-    Y, _ = basis.orthogonalise(Z)
+    Y, _ = basis.orthogonalise(Z.to(A.dtype))  # that of the basis, float32 for an operator of a half type
     AY = finite_product(A, Y, before=before)
     outside, coefficients = basis.orthogonalise(AY)
     square = 2 * vectors.norm(coefficients) ** 2 + A.dots.norm(outside) ** 2
