@@ -3,11 +3,14 @@
 from theodolite.records.alignment import Alignment
 from theodolite.records.batch_sharpness import BatchSharpness
 from theodolite.records.book import Book
+from theodolite.records.branching import Basin, Branching
 from theodolite.records.classwise import Classwise
 from theodolite.records.coherence import Coherence
 from theodolite.records.connectivity import Connectivity
+from theodolite.records.coresets import Coreset, coreset
 from theodolite.records.cost import Cost
 from theodolite.records.curved_noise import CurvedNoise
+from theodolite.records.data_scores import DataScores, data_scores
 from theodolite.records.density import Density
 from theodolite.records.diffroar import DiffRoar
 from theodolite.records.directional import Directional
@@ -25,6 +28,7 @@ from theodolite.records.input_gradients import InputGradients, IntegratedGradien
 from theodolite.records.landscape import Line, Plane
 from theodolite.records.layer_barriers import LayerBarriers
 from theodolite.records.log import Log
+from theodolite.records.loss_weights import loss_weights
 from theodolite.records.module_variances import ModuleVariances
 from theodolite.records.opposing import OpposingSignals
 from theodolite.records.outliers import Outliers
@@ -33,6 +37,7 @@ from theodolite.records.pac_bayes import PacBayes
 from theodolite.records.path import Path
 from theodolite.records.reading import read
 from theodolite.records.record import Record
+from theodolite.records.sampling import Clusters, Sampling, clusters, importance_sampling
 from theodolite.records.sharpness import Sharpness
 from theodolite.records.sign_flips import SignFlips
 from theodolite.records.sketch_memory import SketchMemory
@@ -50,13 +55,18 @@ from theodolite.records.volume import Volume
 
 __all__ = [
     "Alignment",
+    "Basin",
     "BatchSharpness",
     "Book",
+    "Branching",
     "Classwise",
+    "Clusters",
     "Coherence",
     "Connectivity",
+    "Coreset",
     "Cost",
     "CurvedNoise",
+    "DataScores",
     "Density",
     "DiffRoar",
     "Directional",
@@ -81,6 +91,7 @@ __all__ = [
     "Path",
     "Plane",
     "Record",
+    "Sampling",
     "Scalars",
     "Sharpness",
     "SignFlips",
@@ -96,8 +107,13 @@ __all__ = [
     "Transfer",
     "Tuning",
     "Volume",
+    "clusters",
+    "coreset",
+    "data_scores",
     "differences",
     "export",
+    "importance_sampling",
+    "loss_weights",
     "overshoot",
     "read",
     "restore",

@@ -50,11 +50,12 @@ class LayerBarriers(Record):
         subject = f"{len(self.layers)} layers, {self.points} points each"
         if not self.layers or not np.isfinite(self.barriers).any() or not np.isfinite(self.rises).any():
             return subject, "no barrier is finite"
-        row, column = np.unravel_index(np.nanargmax(self.barriers), self.barriers.shape)
-        highest = with_error(float(self.barriers[row, column]), float(self.stderrs[row, column]), source="data")
-        costly = int(np.nanargmax(np.nanmax(self.rises, axis=1, initial=-np.inf)))
+        barriers, rises = (np.where(np.isfinite(values), values, -np.inf) for values in (self.barriers, self.rises))
+        row, column = np.unravel_index(barriers.argmax(), barriers.shape)
+        highest = with_error(float(barriers[row, column]), float(self.stderrs[row, column]), source="data")
+        costly = int(rises.max(axis=1).argmax())
         return (
             subject,
             f"highest barrier {highest} in {self.layers[int(row)]}",
-            f"exchanging {self.layers[costly]} costs most, {number(float(np.nanmax(self.rises[costly], initial=-np.inf)))}",
+            f"exchanging {self.layers[costly]} costs most, {number(float(rises[costly].max()))}",
         )

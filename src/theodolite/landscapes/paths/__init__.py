@@ -1,10 +1,22 @@
 """Curves between checkpoints: straight, bent by training, or straight after the units are matched."""
 
 from theodolite.landscapes.paths.bends import bezier, chain
+from theodolite.landscapes.paths.branches import basin, branching
 from theodolite.landscapes.paths.curve import Curve
 from theodolite.landscapes.paths.layerwise import layer_barriers
 from theodolite.landscapes.paths.matching import Matching, match
 from theodolite.landscapes.paths.pairs import connectivity
 from theodolite.landscapes.paths.path import path
 
-__all__ = ["Curve", "Matching", "bezier", "chain", "connectivity", "layer_barriers", "match", "path"]
+__all__ = [
+    "Curve",
+    "Matching",
+    "basin",
+    "bezier",
+    "branching",
+    "chain",
+    "connectivity",
+    "layer_barriers",
+    "match",
+    "path",
+]
