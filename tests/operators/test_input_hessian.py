@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from families import BY_NAME, FAMILIES, Family, merged
 from operators.plain import relative
 from theodolite.errors import DerivativeError, NonFiniteError, OperatorError
-from theodolite.operators import InputHessian
+from theodolite.operators import Hessian, InputHessian
 from theodolite.problem import Problem
 
 EXACT = 1e-10
@@ -94,7 +94,9 @@ def test_a_piecewise_linear_network_curves_in_its_criterion_alone() -> None:
     assert relative(H, expected) < EXACT
 
 
-def once() -> Problem:
+def once(*, before: bool = False) -> Problem:
+    """A cube that hides its input from the second derivative, after the first layer or before it."""
+
     class Once(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -109,7 +111,9 @@ def once() -> Problem:
         def forward(self, x: Tensor) -> Tensor:
             return Once.apply(x)
 
-    model = nn.Sequential(nn.Linear(3, 4), Cube(), nn.Linear(4, 2)).double()
+    layers = [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)]
+    layers.insert(0 if before else 1, Cube())
+    model = nn.Sequential(*layers).double()
     x = torch.randn(8, 3, dtype=torch.float64)
     return Problem(model, nn.CrossEntropyLoss(), [(x, torch.randint(2, (8,)))])
 
@@ -123,11 +127,48 @@ def test_what_has_no_input_hessian_is_refused() -> None:
         OperatorError, match=r"batches of \(inputs, targets\), found a problem made by Problem.from_loss"
     ):
         InputHessian(BY_NAME["from-loss"].problem())
-    with pytest.raises(DerivativeError, match=r"finite differences of the gradient.*Once"):
-        InputHessian(once()) @ torch.ones(24, dtype=torch.float64)
+    for before in (False, True):  # upstream of all parameters their own certificate sees nothing
+        with pytest.raises(DerivativeError, match=r"finite differences of the gradient.*Once.*Use mode='eval', or the"):
+            InputHessian(once(before=before)) @ torch.ones(24, dtype=torch.float64)
+    Hessian(once(before=True)) @ torch.ones(26, dtype=torch.float64)
     model = nn.Linear(3, 2)
     bad = InputHessian(Problem(model, nn.CrossEntropyLoss(), [(torch.full((8, 3), torch.nan), torch.randint(2, (8,)))]))
     with pytest.raises(NonFiniteError, match="finite loss"):
         bad @ torch.ones(24)
     with pytest.raises(OperatorError, match=r"Leaving chunks out in turn"):
         InputHessian(BY_NAME["mlp"].problem()).by_chunk(torch.ones(85, 1, dtype=torch.float64))
+
+
+def test_the_certificate_is_of_the_inputs() -> None:
+    problem = BY_NAME["mlp"].problem()
+    operator = InputHessian(problem)
+    assert operator.certificate is None
+    operator @ torch.ones(operator.shape[0], dtype=torch.float64)
+    found = operator.certificate
+    assert found is not None
+    assert found.symmetry < 1e-12
+    assert found.difference < 1e-3
+    assert found.dtype == "float64"
+    assert not problem.certificates  # that in the parameters is not made
+
+
+def test_a_preprocessing_without_a_second_derivative_is_named() -> None:
+    class Rounded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x**2
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return 2 * ctx.saved_tensors[0] * gradient
+
+    class First(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Rounded.apply(x)
+
+    model = nn.Sequential(First(), nn.Linear(3, 2)).double()
+    data = (torch.randn(8, 3, dtype=torch.float64), torch.randint(2, (8,)))
+    with pytest.raises(DerivativeError, match=r"twice differentiable|finite differences"):
+        InputHessian(Problem(model, nn.CrossEntropyLoss(), [data])) @ torch.ones(24, dtype=torch.float64)

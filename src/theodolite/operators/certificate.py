@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from theodolite.errors import DerivativeError, TheodoliteError
+from theodolite.operators.finite_differences import (
+    asymmetry,
+    direction,
+    distance_from_differences,
+    jittered,
+    norm,
+)
 from theodolite.operators.graphs import GradientGraph, OutputGraph, Tensors
 from theodolite.operators.memory import counting_saved_bytes
 from theodolite.problem import Chunk, Point, Problem
@@ -20,14 +25,6 @@ from theodolite.problem.finite import non_finite_loss
 from theodolite.problem.problem import gradients
 
 PIECE, FEWEST = 16, 8
-# Steps relative to 1 + ‖θ‖, in the order in which they are tried. A kink of ReLU or max-pooling is crossed inside a step
-# with a probability proportional to it, and then spoils the difference at that step only; a model that computes its loss in
-# float32 whatever its own type, as those of transformers do, is too coarse for small steps; a wrong derivative disagrees at
-# every step.
-STEPS = {torch.float64: (1e-6, 1e-7, 1e-8, 1e-5, 1e-4, 1e-3), torch.float32: (1e-3, 1e-2, 1e-4)}
-JITTER = 1e-3
-TOLERANCE = {torch.float64: 1e-3, torch.float32: 5e-2}
-ROUNDED = 5e-2  # a wrong derivative is further off: custom functions that hide a tensor lose a half
 
 
 @dataclass(frozen=True)
@@ -71,16 +68,26 @@ def certify(problem: Problem) -> Certificate:
     """
     piece = first_piece(problem)
     symmetry, nbytes, seconds = _symmetry(problem, piece)
-    limit = 1e-3 if problem.dtype == torch.float64 else 1e-1
-    if symmetry > limit:
-        raise DerivativeError(
-            f"Expected a symmetric Hessian, found |uᵀHv − vᵀHu| at {symmetry:.1e} of its size. A second derivative in the "
-            f"graph is wrong{_suspects(problem, piece)}. Use engine='difference', or the plain torch version of that layer."
-        )
-    difference, dtype = _difference(problem)
+    refuse_asymmetric(problem, symmetry, suspects=lambda: suspects(problem, piece))
+    difference, dtype = in_double(problem, _difference_in)
     samples = piece.samples
     name = str(dtype).removeprefix("torch.")
     return Certificate(symmetry, difference, name, nbytes / samples, seconds, samples)
+
+
+def refuse_asymmetric(
+    problem: Problem, found: float, *, suspects: Callable[[], str], way_out: str = "engine='difference', or the plain"
+) -> None:
+    """Raise if the relative asymmetry found of a Hessian is more than rounding.
+
+    Raises:
+        DerivativeError: it is.
+    """
+    if found > (1e-3 if problem.dtype == torch.float64 else 1e-1):
+        raise DerivativeError(
+            f"Expected a symmetric Hessian, found |uᵀHv − vᵀHu| at {found:.1e} of its size. A second derivative in the "
+            f"graph is wrong{suspects()}. Use {way_out} torch version of that layer."
+        )
 
 
 def first_piece(problem: Problem) -> Chunk:
@@ -93,7 +100,7 @@ def first_piece(problem: Problem) -> Chunk:
 def _symmetry(problem: Problem, piece: Chunk) -> tuple[float, int, float]:
     """Asymmetry, bytes that the graph saves, and seconds of one product."""
     point = problem.point()
-    u, v = (_direction(problem, point.leaves, seed=seed) for seed in (1, 2))
+    u, v = (direction(problem, point.leaves, seed=seed) for seed in (1, 2))
 
     def products(model: nn.Module) -> tuple[float, int, float]:
         with counting_saved_bytes(point.leaves) as saved:
@@ -102,110 +109,46 @@ def _symmetry(problem: Problem, piece: Chunk) -> tuple[float, int, float]:
         Hu = graph.vector(u)
         seconds = clock(problem) - start
         Hv = graph.vector(v)
-        size = float(_norm(Hu) + _norm(Hv))
-        gap = abs(float(_dot(u, Hv) - _dot(v, Hu)))
-        return (gap / size if size > 0 else 0.0), saved.total, seconds
+        return asymmetry(u, v, Hu, Hv), saved.total, seconds
 
     return problem.call(products, point)
 
 
-def _difference(problem: Problem) -> tuple[float, torch.dtype]:
-    """Smallest relative distance over the steps between Hv and the central difference of the gradient."""
+def in_double(problem: Problem, difference: Callable[[Problem], float]) -> tuple[float, torch.dtype]:
+    """A comparison with finite differences in float64, in the problem's own type where the model cannot run in it."""
     try:
-        return _difference_in(problem.replace(dtype=torch.float64)), torch.float64
+        return difference(problem.replace(dtype=torch.float64)), torch.float64
     except TheodoliteError:
         raise
     except (RuntimeError, TypeError, NotImplementedError) as error:
         if problem.dtype == torch.float64 or is_missing_derivative(error):
             raise
         # A kernel without float64: check in the model's own precision, more coarsely.
-        return _difference_in(problem), problem.dtype
+        return difference(problem), problem.dtype
 
 
 def _difference_in(problem: Problem) -> float:
     piece, point = first_piece(problem), _jittered(problem)
-    v = _without_padding(problem, _direction(problem, point.leaves, seed=3))
-    kind = torch.float64 if problem.dtype == torch.float64 else torch.float32
+    v = _without_padding(problem, direction(problem, point.leaves, seed=3))
 
     def product(model: nn.Module) -> tuple[Tensors, float]:
         gradient = _gradient(problem, model, piece, point, create_graph=True)
-        return GradientGraph(gradient, point.leaves, 1.0).vector(v), float(_norm(gradient))
+        return GradientGraph(gradient, point.leaves, 1.0).vector(v), float(norm(gradient))
 
     exact, slope = problem.call(product, point)
-    scale = 1.0 + float(_norm(point.leaves))
-    floor = (1e-7 if kind == torch.float64 else 1e-3) * slope / scale
-    estimates: dict[float, Tensors] = {}
-    best = float("inf")
-    for step in STEPS[kind]:
-        estimates[step] = tuple(_central(problem, piece, point, v, step * scale))
-        best = min(best, _distance(exact, estimates[step], floor))
-        if best <= TOLERANCE[kind]:
-            return best
-    if _is_rounding(exact, estimates, floor, kind):
-        return best if best <= ROUNDED else float("nan")
-    # Differences that agree with one another are right; those that do not lie across a kink at every step.
-    in_order = [estimates[step] for step in sorted(estimates)]
-    if min(_distance(a, b, floor) for a, b in pairwise(in_order)) > TOLERANCE[kind]:
-        return float("nan")
-    raise DerivativeError(
-        f"Expected the Hessian product to equal finite differences of the gradient, found them {best:.0%} apart at every "
-        f"step tried{_suspects(problem, piece)}. A custom autograd function probably hides a tensor from double backward, "
-        "or a layer computes part of its output without gradients, as spectral norm does in training. "
-        "Use mode='eval', engine='difference', or the plain torch version of that layer."
-    )
 
+    def gradient_at(moved: Tensors) -> Tensors:
+        there = problem.displaced(moved)
+        return problem.call(lambda model: _gradient(problem, model, piece, there), there)
 
-def _is_rounding(exact: Tensors, estimates: dict[float, Tensors], floor: float, kind: torch.dtype) -> bool:
-    """Whether the rounding of the gradient explains the distance, at a step that it leaves a few per cent exact, or at all.
-
-    A block of small curvature in a model that computes in float32 inside, as the norms of Llama do, has differences that are
-    largely rounding. It is read from how far differences at neighbouring steps are apart, times the step; the median over the
-    steps, since float32 does not see the smallest and the curve bends over the largest.
-    """
-    rounding = statistics.median(
-        small * _gap(estimates[small], estimates[large]) for small, large in pairwise(sorted(estimates))
-    )
-    shares = {step: 4 * rounding / step / _size(exact, estimates[step], floor) for step in estimates}
-    telling = [step for step, share in shares.items() if share <= ROUNDED]
-    return not telling or any(
-        _distance(exact, estimates[step], floor) <= TOLERANCE[kind] + shares[step] for step in telling
+    return distance_from_differences(
+        exact, slope, gradient_at, point.leaves, v, suspects=lambda: suspects(problem, piece)
     )
 
 
 def _jittered(problem: Problem) -> Point:
     """A point 1e-3 of ‖θ‖ away: freshly initialised networks have units exactly on the kink of their ReLU."""
-    leaves = problem.point().leaves
-    length = JITTER * (1.0 + float(_norm(leaves)))
-    direction = _direction(problem, leaves, seed=4)
-    moved = (leaf.detach() + length * part for leaf, part in zip(leaves, direction, strict=True))
-    return problem.displaced(tuple(leaf.requires_grad_() for leaf in moved))
-
-
-def _distance(a: Tensors, b: Tensors, floor: float) -> float:
-    """Relative to the larger of the two, and to a floor below which both are rounding."""
-    return _gap(a, b) / _size(a, b, floor)
-
-
-def _size(a: Tensors, b: Tensors, floor: float) -> float:
-    return max(float(_norm(a)), float(_norm(b)), floor, 1e-300)
-
-
-def _gap(a: Tensors, b: Tensors) -> float:
-    return float(_norm(tuple(x.detach() - y.detach() for x, y in zip(a, b, strict=True))))
-
-
-def _central(problem: Problem, piece: Chunk, point: Point, v: Tensors, step: float) -> Iterator[Tensor]:
-    """(∇L(θ + hv) − ∇L(θ − hv)) / 2h."""
-
-    def at(sign: float) -> Tensors:
-        moved = tuple(
-            (leaf.detach() + sign * step * part).requires_grad_() for leaf, part in zip(point.leaves, v, strict=True)
-        )
-        there = problem.displaced(moved)
-        return problem.call(lambda model: _gradient(problem, model, piece, there), there)
-
-    for ahead, behind in zip(at(1.0), at(-1.0), strict=True):
-        yield (ahead - behind) / (2 * step)
+    return problem.displaced(jittered(problem, problem.point().leaves))
 
 
 def _graph(problem: Problem, model: nn.Module, piece: Chunk, point: Point) -> GradientGraph:
@@ -218,14 +161,6 @@ def _gradient(problem: Problem, model: nn.Module, piece: Chunk, point: Point, *,
     if not torch.isfinite(total):
         raise non_finite_loss(float(total.detach()), where="the first batch", parameters=problem.parameters)
     return gradients(total / max(weight, 1e-12), point.leaves, create_graph=create_graph)
-
-
-def _direction(problem: Problem, leaves: Tensors, *, seed: int) -> Tensors:
-    """A random unit vector, the same on every device."""
-    generator = torch.Generator().manual_seed(problem.seed + seed)
-    v = tuple(torch.randn(leaf.shape, generator=generator, dtype=torch.float64).to(leaf) for leaf in leaves)
-    norm = _norm(v)
-    return tuple(part / norm for part in v)
 
 
 def _without_padding(problem: Problem, v: Tensors) -> Tensors:
@@ -241,12 +176,12 @@ def _without_padding(problem: Problem, v: Tensors) -> Tensors:
     return v
 
 
-def _suspects(problem: Problem, piece: Chunk) -> str:
-    """Names of Python autograd functions in the graph, the usual culprits."""
+def suspects(problem: Problem, piece: Chunk, *, loss: Callable[[nn.Module], Tensor] | None = None) -> str:
+    """Names of Python autograd functions in the graph of a loss, by default that of the piece; the usual culprits."""
     point = problem.point()
 
     def names(model: nn.Module) -> list[str]:
-        total, _ = problem.objective.evaluate(model, piece.batch)
+        total = problem.objective.evaluate(model, piece.batch)[0] if loss is None else loss(model)
         found, stack, seen = set(), [total.grad_fn], set()
         while stack:
             node = stack.pop()
@@ -293,7 +228,7 @@ def refuse_wrong_jacobian(problem: Problem, graph: OutputGraph, piece: Chunk) ->
     if abs(forward - backward) > limit * backward:
         raise DerivativeError(
             f"Expected ⟨w, J Jᵀw⟩ to equal ‖Jᵀw‖², found {forward:.6g} and {backward:.6g}: the Jacobian J by double backward "
-            f"is wrong{_suspects(problem, piece)}. Replace that layer by its plain torch version."
+            f"is wrong{suspects(problem, piece)}. Replace that layer by its plain torch version."
         )
 
 
@@ -307,17 +242,6 @@ def is_missing_derivative(error: BaseException) -> bool:
         "does not require grad and does not have a grad_fn",
     )
     return any(mark in message for mark in marks) or isinstance(error, NotImplementedError)
-
-
-def _norm(parts: Tensors) -> Tensor:
-    return torch.sqrt(_dot(parts, parts))
-
-
-def _dot(a: Tensors, b: Tensors) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64, device=a[0].device)
-    for x, y in zip(a, b, strict=True):
-        total += (x.detach().double() * y.detach().double()).sum()
-    return total
 
 
 def clock(problem: Problem) -> float:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import OperatorError
+from theodolite.operators.certificate import Certificate
 from theodolite.operators.graphs import GradientGraph, Graph, Tensors
-from theodolite.operators.problem_operator import certificate_of
+from theodolite.operators.input_certificate import certify_inputs
 from theodolite.operators.stacked import StackedOperator, refuse_sharded
 from theodolite.problem import Chunk, Layout, Point, Problem
 from theodolite.problem.data import map_tensors, tensors_of
@@ -27,10 +27,8 @@ class InputHessian(StackedOperator):
     multiplies every sample's block with its own part of the vector. The block of sample i alone is N times the block here, for
     a loss that averages over N samples. BatchNorm on batch statistics fills in blocks between the samples of a batch.
 
-    Second derivatives in the parameters are checked, which pass through the same operations from the first layer with selected
-    parameters on. What lies between the inputs and that layer, as a preprocessing or frozen layers do, is not checked: a custom
-    autograd function there must have a right second derivative of its own. ReLU networks have none in their inputs but those of
-    the criterion.
+    Before the first product its certificate is made, from the inputs on: symmetry, and agreement with finite differences of the
+    gradient in them. ReLU networks have no curvature in their inputs but that of the criterion.
 
     Cost: a product takes about two gradients on kept graphs, whatever the number of samples.
 
@@ -39,10 +37,11 @@ class InputHessian(StackedOperator):
 
     Attributes:
         sizes: input entries of a sample, for each batch, or each piece that ``microbatch`` makes of it.
+        certificate: what was checked, None before the first product.
 
     Raises:
         OperatorError: the inputs are not known, or are tokens.
-        DerivativeError: at the first product, when a second derivative is missing, or one in the parameters wrong.
+        DerivativeError: at the first product, when a second derivative is missing or wrong.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
@@ -69,6 +68,7 @@ class InputHessian(StackedOperator):
             self.sizes.append(size // chunk.samples)
             entries += size
         super().__init__(problem, shape=(entries, entries), symmetric=True)
+        self.certificate: Certificate | None = None
 
     def _walk(self, rows: Float[Tensor, "k n"], point: Point) -> Iterator[tuple[Graph, Chunk, Float[Tensor, "k m"]]]:
         """Every chunk with its graph and the products with its part of the vectors."""
@@ -79,16 +79,14 @@ class InputHessian(StackedOperator):
             start += size
 
     def _measure_bytes(self) -> float:
-        """From the certificate, which is made here: the graph in the inputs passes through the same operations."""
-        return certificate_of(self.problem).bytes_per_sample
+        """From the certificate, which is made here: it builds the same graph."""
+        with self._naming_the_way_out():
+            self.certificate = certify_inputs(self.problem, inputs=_leaves, loss=_loss)
+        return self.certificate.bytes_per_sample
 
     def _graph(self, model: nn.Module, chunk: Chunk, point: Point) -> Graph:
-        inputs, leaves = _with_leaves(chunk)
-        total, weight = self.problem.objective.evaluate(model, (inputs, pair(chunk.batch)[1]))
-        if not torch.isfinite(total):
-            raise non_finite_loss(
-                float(total.detach()), where=f"batch {chunk.index}", parameters=self.problem.parameters
-            )
+        leaves = _leaves(chunk)
+        total, weight = _loss(self.problem, model, chunk, leaves)
         return InputGraph(gradients(total, leaves, create_graph=True), leaves, weight)
 
 
@@ -127,18 +125,20 @@ def _differentiable(chunk: Chunk) -> Tensors:
     return found
 
 
-def _with_leaves(chunk: Chunk) -> tuple[Any, Tensors]:
-    """The inputs with differentiable copies in the place of those that can be differentiated, and the copies."""
-    leaves: list[Tensor] = []
+def _leaves(chunk: Chunk) -> Tensors:
+    """Differentiable copies of the inputs that can be differentiated."""
+    return tuple(tensor.detach().clone().requires_grad_() for tensor in _differentiable(chunk))
 
-    def leaf(tensor: Tensor) -> Tensor:
-        if not _counts(tensor, chunk.samples):
-            return tensor
-        leaves.append(tensor.detach().clone().requires_grad_())
-        return leaves[-1]
 
-    inputs = map_tensors(pair(chunk.batch)[0], leaf)
-    return inputs, tuple(leaves)
+def _loss(problem: Problem, model: nn.Module, chunk: Chunk, leaves: Tensors) -> tuple[Tensor, float]:
+    """Total and weight of a chunk with the leaves in the place of its inputs."""
+    given = iter(leaves)
+    inputs, targets = pair(chunk.batch)
+    replaced = map_tensors(inputs, lambda tensor: next(given) if _counts(tensor, chunk.samples) else tensor)
+    total, weight = problem.objective.evaluate(model, (replaced, targets))
+    if not torch.isfinite(total):
+        raise non_finite_loss(float(total.detach()), where=f"batch {chunk.index}", parameters=problem.parameters)
+    return total, weight
 
 
 def _counts(tensor: Tensor, samples: int) -> bool:
