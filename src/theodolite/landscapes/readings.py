@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from theodolite.landscapes.prefix import Prefix
 from theodolite.landscapes.reading import Reading as Reading
 from theodolite.landscapes.sweep import AS_IT_IS, Manner, Write, assign, move, sweep
 from theodolite.problem import Point, Problem
@@ -73,13 +74,17 @@ def points_of(
     """As ``read_grid``, each reading as soon as its block is done."""
     base = [leaf.detach() for leaf in problem.point().leaves]
     axes = [problem.layout.unflatten(direction) for direction in directions]
+    moving = [any(bool(part.any()) for part in parts) for parts in zip(*axes, strict=True)]
+    prefixes: list[Prefix] = []
+    if problem.point().constants or not all(moving):  # one for each problem: their chunks are others
+        prefixes = [Prefix(moving, memory=problem.memory // 4) for _ in range(1 + len(also or {}))]
     size = start = 0
     while start < len(coordinates):
         block = coordinates[start : start + max(size, 1)]
         places = [index for index, position in enumerate(block) if position.any()]
         writes = [move(base, axes, block[index].tolist()) for index in places]
         begin = time.perf_counter()
-        found = dict(zip(places, read_all(problem, writes, manner=manner, also=also), strict=True))
+        found = dict(zip(places, read_all(problem, writes, manner=manner, also=also, prefixes=prefixes), strict=True))
         if places and not manner.quantities.gradient:  # whose rows would pile up
             size = fitting(problem, (time.perf_counter() - begin) / len(places))
         start += len(block)
@@ -92,13 +97,15 @@ def read_all(
     *,
     manner: Manner = AS_IT_IS,
     also: Beside | None = None,
+    prefixes: Sequence[Prefix | None] = (),
 ) -> list[Reading]:
     """Readings of a problem with those of others on other data among its scalars, under their names."""
     if not writes:
         return []
-    readings = sweep(problem, writes, manner=manner)
-    for name, (other, how) in (also or {}).items():
-        beside = sweep(other, writes, manner=how)
+    first, *others = prefixes or [None] * (1 + len(also or {}))
+    readings = sweep(problem, writes, manner=manner, prefix=first)
+    for (name, (other, how)), prefix in zip((also or {}).items(), others, strict=True):
+        beside = sweep(other, writes, manner=how, prefix=prefix)
         readings = [_joined(reading, name, there) for reading, there in zip(readings, beside, strict=True)]
     return readings
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.landscapes.batchnorm import BatchNorm, averaging, statistics
+from theodolite.landscapes.prefix import Prefix
 from theodolite.landscapes.reading import Reading, additive
 from theodolite.landscapes.scalars import GRADIENT_NORM, Quantities
 from theodolite.problem import Chunk, Point, Problem
@@ -50,7 +51,9 @@ class Manner:
 AS_IT_IS = Manner()
 
 
-def sweep(problem: Problem, writes: Sequence[Write], *, manner: Manner = AS_IT_IS) -> list[Reading]:
+def sweep(
+    problem: Problem, writes: Sequence[Write], *, manner: Manner = AS_IT_IS, prefix: Prefix | None = None
+) -> list[Reading]:
     """Readings at many points, all on the same samples with the same random numbers.
 
     Batches that do not fit into memory are loaded once for all points.
@@ -61,6 +64,7 @@ def sweep(problem: Problem, writes: Sequence[Write], *, manner: Manner = AS_IT_I
         problem: what is read; its model is not written to.
         writes: each writes the parameters of one point into the tensors that it is given.
         manner: how.
+        prefix: outputs of modules that no point displaces, from one call to the next.
     """
     with problem.session():
         problem.ensure_checked()
@@ -69,7 +73,7 @@ def sweep(problem: Problem, writes: Sequence[Write], *, manner: Manner = AS_IT_I
             writes[0](place.leaves)
         with problem.together("losses over points", at=place):
             here = problem.displaced(place.leaves)
-            reader = _Reader(problem, here, manner)
+            reader = _Reader(problem, here, manner, prefix)
             points = problem.call(lambda model: reader.read(model, writes), here, buffers=reader.buffers)
         return [_combined(problem, point, manner) for point in points]
 
@@ -117,8 +121,9 @@ class _Points:
 class _Reader:
     """What the points of one block share."""
 
-    def __init__(self, problem: Problem, place: Point, manner: Manner) -> None:
+    def __init__(self, problem: Problem, place: Point, manner: Manner, prefix: Prefix | None) -> None:
         self.problem, self.place, self.manner = problem, place, manner
+        self.prefix = None if manner.batchnorm == "recalibrated" or manner.quantities.gradient else prefix
         self.buffers = place.fresh_buffers()
         self._originals = place.buffers
         self._versions: dict[str, int] = {}
@@ -177,11 +182,16 @@ class _Reader:
         if write is not None:
             with torch.no_grad():
                 write(self.place.leaves)
-        self._reset(model)
-        self.problem.reseed(chunk.index)
         gradient = self.manner.quantities.gradient
-        with torch.set_grad_enabled(gradient), self._precision():
-            pairs = _evaluated(self.problem, model, chunk, self.manner.quantities, start=start)
+
+        def compute() -> Pairs:
+            self._reset(model)
+            self.problem.reseed(chunk.index)
+            with torch.set_grad_enabled(gradient), self._precision():
+                return _evaluated(self.problem, model, chunk, self.manner.quantities, start=start)
+
+        kept = self.prefix
+        pairs = compute() if kept is None else kept.evaluate(model, self.place.leaves, chunk.index, compute)
         if gradient:
             point.rows.append(self.problem.layout.flatten(gradients(pairs[0][0], self.place.leaves)))
         point.pairs.append([(total.detach(), weight) for total, weight in pairs])
