@@ -99,6 +99,9 @@ def test_estimates_and_functions_are_those_of_the_rounded_matrix(dtype: torch.dt
     trace = float(M.trace())
     run = decompose(A, k=1, steps=60, probes=2)
     assert run.trace.value == pytest.approx(trace, rel=2 * unit)
+    partial = decompose(A, k=1, steps=20, probes=40)
+    assert abs(partial.trace.value - trace) < 4 * partial.trace.stderr + unit * trace
+    assert 0 < partial.trace.stderr < 0.05 * trace
     assert hutchinson(A, probes=400).value == pytest.approx(trace, rel=0.05)
     assert float((slq(A, probes=3, steps=60).weights.sum(dim=1) - 1).abs().max()) < 1e-6
     assert float(diagonal(A, probes=400).value.sum()) == pytest.approx(trace, rel=0.05)

@@ -162,7 +162,7 @@ def decompose(
         on_step=on_step,
     )
     pairs = eigenpairs(run, k=k, which=which, tol=tol)
-    stream = Probes(A, seed=seed + PROBE_STREAM, distribution="rademacher")
+    stream = Probes(run.krylov.operator, seed=seed + PROBE_STREAM, distribution="rademacher")
     trace, square = _traces(run.krylov, stream, probes=probes, parts=parts, memory=memory)
     return Decomposition(
         pairs=pairs,
@@ -209,7 +209,7 @@ def _complement_samples(
     With y = (I − P)z and P = QᵀQ, the trace of A outside the basis is E yᵀAy; that of A² is E 2‖PAy‖² + ‖(I − P)Ay‖², as the
     off-diagonal blocks count twice; that of a diagonal block l is E y_l·(Ay + PAy)_l for the same reason.
     """
-    Y, _ = basis.orthogonalise(Z.to(A.dtype))  # that of the basis, float32 for an operator of a half type
+    Y, _ = basis.orthogonalise(Z)
     AY = finite_product(A, Y, before=before)
     outside, coefficients = basis.orthogonalise(AY)
     square = 2 * vectors.norm(coefficients) ** 2 + A.dots.norm(outside) ** 2
