@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from theodolite.measures.batch_size import batch_sharpness
+from theodolite.measures.classwise import classwise
 from theodolite.measures.stability import stability
 from theodolite.problem import Problem
 
@@ -80,3 +81,65 @@ def test_full_batch_gradient_descent_comes_to_the_edge_of_stability() -> None:
         assert np.median(ratios[arrived:]) == pytest.approx(1.0, abs=0.05)
         assert ratios[-10:] == pytest.approx([1.0] * 10, abs=0.03)
         assert losses[-1] < 0.5 * losses[arrived]
+
+
+COUNTS = (500, 158, 50, 16, 5)  # imbalance 100
+
+
+def reweighted(counts: tuple[int, ...]) -> Tensor:
+    """Inverse effective numbers of samples with β = 0.9999, their mean 1."""
+    effective = 1 - 0.9999 ** torch.tensor(counts, dtype=torch.float64)
+    return effective.reciprocal() / effective.reciprocal().mean()
+
+
+def train_on_a_long_tail(inputs: Tensor, labels: Tensor, *, radius: float, seed: int) -> nn.Module:
+    """Momentum, a cosine, reweighting during the last fifth, and gradients at θ + radius·g/‖g‖ (SAM) unless that is 0."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(20, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 5)).double()
+    optimizer, g = SGD(model.parameters(), lr=0.1, momentum=0.9), torch.Generator().manual_seed(100 + seed)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2500)
+    for step in range(2500):
+        rows = torch.randint(len(labels), (64,), generator=g)
+        weight = reweighted(COUNTS) if step > 2000 else None
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs[rows]), labels[rows], weight=weight).backward()
+        if radius:
+            slopes = [parameter.grad.clone() for parameter in model.parameters()]
+            scale = radius / torch.cat([slope.ravel() for slope in slopes]).norm()
+            with torch.no_grad():
+                for parameter, slope in zip(model.parameters(), slopes, strict=True):
+                    parameter.add_(scale * slope)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs[rows]), labels[rows], weight=weight).backward()
+            with torch.no_grad():
+                for parameter, slope in zip(model.parameters(), slopes, strict=True):
+                    parameter.sub_(scale * slope)
+        optimizer.step()
+        schedule.step()
+    return model
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rare_classes_end_on_deeper_saddles_whose_negative_curvature_sam_takes_away(seed: int) -> None:
+    """Rangwani et al. (2022), deferred reweighting. −λₙ/λ₁ is not smaller after SAM, as λ₁ falls as much."""
+    g = torch.Generator().manual_seed(seed)
+    centres = torch.randn(5, 20, generator=g)
+    labels = torch.repeat_interleave(torch.arange(5), torch.tensor(COUNTS))
+    inputs = (centres[labels] + 1.5 * torch.randn(len(labels), 20, generator=g)).double()
+    plain, sam = (
+        classwise(
+            Problem(
+                train_on_a_long_tail(inputs, labels, radius=radius, seed=seed),
+                nn.CrossEntropyLoss(),
+                [(inputs, labels)],
+            ),
+            probes=2,
+            tol=1e-2,
+        )
+        for radius in (0.0, 0.2)
+    )
+    assert plain.converged.all()
+    assert sam.converged.all()
+    assert (np.diff(plain.smallest) < 0).all()  # deeper, the rarer the class
+    assert plain.saddles[-1] > 1.8 * plain.saddles[:2].max()
+    assert plain.smallest[-1] < 3 * sam.smallest[-1] < 0
