@@ -129,6 +129,10 @@ def test_refusals(problem: Problem) -> None:
         ParameterError, match=r"of ConvNet, found 9 missing or of other shape: conv1\.weight is missing"
     ):
         problem.on(nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match=r"by their optimiser step, found the keys 'conv1\.weight'.*as a list"):
+        snapshots(problem, state)
+    with pytest.raises(CheckpointError, match="function that returns one, found int"):
+        at_checkpoint(problem, lambda: 3)
     with pytest.raises(ProblemError, match="not zero, found zeros"):
         difference(problem, theta(problem))
     with pytest.raises(ProblemError, match="found them parallel"):

@@ -190,3 +190,26 @@ def test_refusals(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
         normalise(drawn, problem, one_dimensional="copy")  # type: ignore[arg-type]
     with pytest.raises(ProblemError, match="draw to be one of 'gaussian', 'uniform', found 'cauchy'"):
         random_directions(problem, seed=0, draw="cauchy")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_directions_displace_parameters_alone_and_nothing_of_the_model_changes(mode: str) -> None:
+    """Statistics of BatchNorm are no direction: at a displaced point they are those of the centre, or of the batch."""
+    found = BY_NAME["convnet"].problem(mode=mode)
+    for parameter in found.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = {name: tensor.clone() for name, tensor in found.model.state_dict().items()}
+    random, flags = torch.get_rng_state(), [module.training for module in found.model.modules()]
+    drawn = random_directions(found, seed=SEED, one_dimensional="whole")
+    surveyed = plane(found, directions=drawn, points=2, span=(0, 1))
+    assert found.n == sum(parameter.numel() for parameter in found.model.parameters())
+    assert not set(dict(found.model.named_buffers())) & set(found.layout.names)
+    for name, tensor in found.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(torch.equal(p.grad, torch.ones_like(p)) and p.requires_grad for p in found.model.parameters())
+    assert [module.training for module in found.model.modules()] == flags
+    assert torch.equal(torch.get_rng_state(), random)
+    with torch.no_grad():
+        for parameter, part in zip(found.model.parameters(), found.layout.unflatten(drawn[0] + drawn[1]), strict=True):
+            parameter += part
+    assert surveyed.losses[1, 1] == pytest.approx(found.loss(), rel=1e-12)

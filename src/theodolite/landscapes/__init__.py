@@ -1,4 +1,4 @@
-"""From a problem to losses along lines and over planes."""
+"""From a problem to losses along lines, over planes and volumes, and along trainings."""
 
 from theodolite.landscapes import directions
 from theodolite.landscapes.adameq import adameq

@@ -1,4 +1,4 @@
-"""Checkpoints in any form: files, state dicts, snapshots, flat vectors, or functions that fetch one of these."""
+"""Checkpoints in any form: files, state dicts, models, snapshots, flat vectors, or functions that fetch one of these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from theodolite.errors import CheckpointError
 from theodolite.problem import Problem
@@ -19,7 +19,9 @@ from theodolite.problem.arrays import to_numpy
 from theodolite.problem.checkpoint import load_state, read_state
 from theodolite.records import Snapshot, read
 
-Checkpoint = Snapshot | Mapping[str, Tensor] | str | os.PathLike[str] | Tensor | np.ndarray | Callable[[], Any]
+Checkpoint = (
+    nn.Module | Snapshot | Mapping[str, Tensor] | str | os.PathLike[str] | Tensor | np.ndarray | Callable[[], Any]
+)
 # A folder is that of a run log, whose snapshots they are; a mapping gives the optimiser step of each.
 Checkpoints = str | os.PathLike[str] | Mapping[int, Checkpoint] | Iterable[Checkpoint]
 
@@ -27,12 +29,12 @@ Checkpoints = str | os.PathLike[str] | Mapping[int, Checkpoint] | Iterable[Check
 def at_checkpoint(problem: Problem, checkpoint: Checkpoint) -> Problem:
     """The same problem on a copy of its model that stands at a checkpoint.
 
-    From a file or state dict everything is taken, the statistics of BatchNorm too; snapshots and flat vectors hold the selected
-    parameters alone, and the rest stays as it is.
+    From a file, state dict or model everything is taken, the statistics of BatchNorm too; snapshots and flat vectors hold the
+    selected parameters alone, and the rest stays as it is.
 
     Args:
         problem: whose model is copied.
-        checkpoint: a ``.safetensors`` or torch file, a state dict, a ``Snapshot``, n numbers in the order of
+        checkpoint: a ``.safetensors`` or torch file, a state dict or model, a ``Snapshot``, n numbers in the order of
             ``named_parameters()``, or a function that returns one of these.
 
     Raises:
@@ -101,6 +103,11 @@ def stepped(checkpoints: Checkpoints) -> Iterator[tuple[int | None, Checkpoint]]
             )
         checkpoints = found
     if isinstance(checkpoints, Mapping):
+        if not all(isinstance(step, int) for step in checkpoints):
+            keys = ", ".join(map(repr, list(checkpoints)[:3]))
+            raise CheckpointError(
+                f"Expected checkpoints by their optimiser step, found the keys {keys}, …. Give several state dicts as a list."
+            )
         yield from checkpoints.items()
         return
     for checkpoint in checkpoints:
@@ -109,8 +116,10 @@ def stepped(checkpoints: Checkpoints) -> Iterator[tuple[int | None, Checkpoint]]
 
 def _fetched(checkpoint: Checkpoint) -> tuple[Mapping[str, Tensor] | Tensor | np.ndarray, str]:
     """Tensors by name or a flat vector, and where they are from."""
-    while callable(checkpoint) and not isinstance(checkpoint, Tensor):
+    while callable(checkpoint) and not isinstance(checkpoint, nn.Module):
         checkpoint = checkpoint()
+    if isinstance(checkpoint, nn.Module):
+        return checkpoint.state_dict(), "the model"
     if isinstance(checkpoint, str | os.PathLike):
         return read_state(checkpoint), str(checkpoint)
     if isinstance(checkpoint, Snapshot):
@@ -122,7 +131,7 @@ def _fetched(checkpoint: Checkpoint) -> tuple[Mapping[str, Tensor] | Tensor | np
     if isinstance(checkpoint, Tensor | np.ndarray):
         return checkpoint, "the vector"
     raise CheckpointError(
-        f"Expected a checkpoint as a file, state dict, Snapshot, flat vector or function that returns one, found "
+        f"Expected a checkpoint as a file, state dict, model, Snapshot, flat vector or function that returns one, found "
         f"{type(checkpoint).__name__}."
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float
@@ -125,18 +125,24 @@ def frames(
         keep_directions_below: bytes up to which each frame keeps both directions; none by default.
         **options: of ``plane``, such as ``interpolate``.
 
-    Yields:
+    Returns:
         Planes named ``"frame"`` with the step and the path so far; standard errors are of the rise above the checkpoint. The
         losses of the path are those of the checkpoints themselves.
 
     Raises:
-        As ``follow``.
+        CheckpointError: a checkpoint does not fit the model.
+        ProblemError: there are too few checkpoints, all lie on one line, or the directions are parallel.
+        NonFiniteError: the parameters at θ are not finite.
 
     References:
         Li, Xu, Taylor, Studer & Goldstein, "Visualizing the loss landscape of neural nets" (2018), section 7.
     """
     path = _Path(problem, checkpoints, directions)
     spans = path.projection.spans() if span is None else span
+    return _framed(path, spans, points=points, keep_directions_below=keep_directions_below, **options)
+
+
+def _framed(path: _Path, spans: tuple[Span, Span], **options: Any) -> Iterator[Plane]:
     losses: list[float] = []
     for index, (step, checkpoint) in enumerate(path.checkpoints):
         put(path.walker, checkpoint)
@@ -145,9 +151,7 @@ def frames(
         found = plane(
             path.walker,
             directions=path.directions,
-            points=points,
             span=(relative[0], relative[1]),
-            keep_directions_below=keep_directions_below,
             step=step,
             **options,
         )
@@ -170,6 +174,7 @@ def frames(
         )
 
 
+@final
 class _Path:
     """Checkpoints with their projections to a plane, and a copy of the model to visit them with."""
 
