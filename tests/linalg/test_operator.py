@@ -199,6 +199,7 @@ def test_the_public_names() -> None:
         "RotatedDiagonal",
         "Scaled",
         "Share",
+        "Sharded",
         "Solution",
         "SpectralPreconditioner",
         "Submatrix",
