@@ -144,12 +144,16 @@ def main() -> None:
     without_its_package("landscaper")
     state = State(Path(options.keep))
     cases = {"CNN": cnn(), "deep": deep()}
+    loops = options.loop_points or options.points
     for taken in range(options.rounds):
         for name, (module, survey) in CONTENDERS.items():
             if module is None or importlib.util.find_spec(module) is not None:
-                state.take("CNN", name, taken, lambda survey=survey: survey(cases["CNN"], options.points))
-    for name in (FULL, SPLINE):
-        state.take("deep", name, 0, lambda name=name: CONTENDERS[name][1](cases["deep"], options.points))
+                size = options.points if name == SPLINE else loops
+                factor = (options.points / size) ** 2
+                state.take("CNN", name, taken, lambda survey=survey, size=size: survey(cases["CNN"], size), factor)
+    for case in ("CNN", "deep"):
+        for name in (FULL, SPLINE):
+            state.take(f"{case}, errors", name, 0, lambda c=case, n=name: CONTENDERS[n][1](cases[c], options.points))
     lines = [
         setting(cases["CNN"], options.points),
         "",
@@ -175,14 +179,14 @@ class State:
     def plane(self, case: str, name: str) -> dict[str, list[float]]:
         return self._kept[case][name]
 
-    def take(self, case: str, name: str, taken: int, draw: Callable[[], object]) -> None:
-        """Time one drawing, unless there are as many already."""
+    def take(self, case: str, name: str, taken: int, draw: Callable[[], object], factor: float = 1.0) -> None:
+        """Time one drawing, unless there are as many already; ``factor`` times what a part of its points takes."""
         kept = self._kept.setdefault(case, {}).setdefault(name, {"seconds": []})
         if len(kept["seconds"]) > taken:
             return
         begin = time.process_time()
         found = draw()
-        kept["seconds"].append(time.process_time() - begin)
+        kept["seconds"].append(factor * (time.process_time() - begin))
         if isinstance(found, Plane):
             count = found.losses.size if found.evaluated is None else int(found.evaluated.sum())
             kept |= {"losses": found.losses.ravel().tolist(), "evaluated": [count], "said": [found.interpolation_error]}
@@ -193,6 +197,7 @@ class State:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=51, help="positions on each axis")
+    parser.add_argument("--loop-points", type=int, help="time those that read every point on so many a side, and scale")
     parser.add_argument("--rounds", type=int, default=3, help="times every contender draws the plane")
     parser.add_argument("--keep", default="landscapes.json", help="times taken so far; run again to go on")
     parser.add_argument("--out", help="write what is printed to this .md")
@@ -208,16 +213,17 @@ def without_its_package(name: str) -> None:
         sys.modules[name] = package
 
 
-def setting(case: Case, points: int) -> str:
+def setting(case: Case, points: int, loops: int) -> str:
     model, batches = case
     versions = []
     for package in ("torch", "theodolite", "loss-landscapes", "landscaper"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions.append(f"{package} {importlib.metadata.version(package)}")
     n, samples = sum(part.numel() for part in model.parameters()), sum(len(targets) for _, targets in batches)
+    scaled = "" if loops == points else f", those that read every point timed on {loops} × {loops} and scaled"
     return (
         f"{platform.machine()} CPU, float32, one thread, CPU seconds; CNN of {n:,} parameters, {samples:,} digits, "
-        f"{points} × {points} points; {', '.join(versions)}."
+        f"{points} × {points} points{scaled}; {', '.join(versions)}."
     )
 
 
@@ -238,16 +244,16 @@ def verdicts(state: State, points: int) -> list[str]:
     times = state.times("CNN")
     fastest = min((median(times[name]) for name in (LOOP, LANDSCAPER) if name in times), default=float("nan"))
     ratio = fastest / median(times[SPLINE])
-    (count,), (said,) = (state.plane("CNN", SPLINE)[key] for key in ("evaluated", "said"))
-    error, log_error = errors(state, "CNN")
+    (count,), (said,) = (state.plane("CNN, errors", SPLINE)[key] for key in ("evaluated", "said"))
+    error, log_error = errors(state, "CNN, errors")
     smooth = (
         f"CNN: {count:,} of {points**2:,} points evaluated; error on cells held out {said:.2e} of the range, over all cells "
         f"{error:.2e}, of the logarithms {log_error:.2e}. At least {FASTER:g} times faster than the fastest loop at an error of at "
         f"most {TOLERANCE:g} on cells held out: {met(ratio >= FASTER and said <= TOLERANCE)} ({ratio:.1f})."
     )
-    (count,) = state.plane("deep", SPLINE)["evaluated"]
-    losses = state.plane("deep", FULL)["losses"]
-    error, log_error = errors(state, "deep")
+    (count,) = state.plane("deep, errors", SPLINE)["evaluated"]
+    losses = state.plane("deep, errors", FULL)["losses"]
+    error, log_error = errors(state, "deep, errors")
     coarse = (2 * min(8, points // 2) + 1) ** 2
     rugged = (
         f"Sixteen layers without skips: losses from {min(losses):.2g} to {max(losses):.2g}; {count:,} of {points**2:,} points "
