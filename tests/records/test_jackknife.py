@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from records.published_jackknife import published
 from theodolite.records import Estimate
-from theodolite.records.jackknife import jackknife_stderr
+from theodolite.records.jackknife import jackknife_stderr, means_without
 
 
 @settings(deadline=None)
@@ -57,3 +57,12 @@ def test_variance_and_coverage_of_a_mean_are_right_whatever_the_sizes(sizes):
     assert abs(squares.mean() - true) < 4 * squares.std() / math.sqrt(repeats)
     assert abs(covered / repeats - 0.9) < 4 * math.sqrt(0.09 / repeats)
     assert naive.mean() > 1.2 * true
+
+
+def test_means_without_a_chunk_keep_the_share_of_their_denominator() -> None:
+    totals, weights = np.array([[2.0, 6.0], [3.0, 3.0], [1.0, 4.0]]), np.array([2.0, 3.0, 1.0])
+    averaged = means_without(totals, weights=weights, divisor=6.0)
+    np.testing.assert_allclose(averaged, [[4 / 4, 7 / 4], [3 / 3, 10 / 3], [5 / 5, 9 / 5]])
+    np.testing.assert_allclose(means_without(totals, weights=weights, divisor=1.0), 6 * averaged)
+    assert np.isnan(means_without(totals[:1], weights=weights[:1], divisor=2.0)).all()
+    assert np.isnan(means_without(totals, weights=np.zeros(3), divisor=0.0)).all()

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
+from theodolite.records.jackknife import means_without
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -36,9 +38,7 @@ class Reading:
         """The loss without each chunk, whose share of the weight its divisor lacks; NaN where nothing else weighs."""
         if self.without is not None:
             return self.without
-        whole = self.weights.sum()
-        with np.errstate(all="ignore"):  # NaN and infinity are readings
-            return np.asarray((self.totals.sum() - self.totals) / ((whole - self.weights) / whole * self.divisor))
+        return means_without(self.totals, weights=self.weights, divisor=self.divisor)
 
 
 def additive(

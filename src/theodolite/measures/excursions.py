@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.problem import Point, Problem
-from theodolite.records.jackknife import jackknife_stderr
+from theodolite.records.jackknife import jackknife_stderr, means_without
 
 
 @final
@@ -38,11 +38,8 @@ class ChunkMeans:
 
     @property
     def left_out(self) -> Float[np.ndarray, "c *shape"]:
-        """The mean without each chunk; what is left keeps the denominator that its share of the weight has in the whole."""
-        whole = self.weights.sum()
-        rest = np.where(whole > self.weights, (whole - self.weights) / (whole or 1.0) * self.divisor, np.nan)
-        with np.errstate(all="ignore"):
-            return np.asarray((self.totals.sum(axis=0) - self.totals) / rest.reshape(-1, *[1] * (self.totals.ndim - 1)))
+        """The mean without each chunk."""
+        return means_without(self.totals, weights=self.weights, divisor=self.divisor)
 
     @property
     def stderr(self) -> Float[np.ndarray, "*shape"]:

@@ -1,9 +1,34 @@
-"""Standard errors by leaving one chunk of the data out at a time."""
+"""Means and standard errors by leaving one chunk of the data out at a time."""
 
 from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
+
+
+def means_without(
+    totals: Float[np.ndarray, "c *shape"], *, weights: Float[np.ndarray, " c"], divisor: float
+) -> Float[np.ndarray, "c *shape"]:
+    """Means over the data without each chunk.
+
+    What is left keeps the denominator that its share of the weight has in the whole: of a criterion that sums, 1 in all, too.
+
+    Args:
+        totals: the sum of each chunk, along the first axis.
+        weights: of each chunk.
+        divisor: what the sum of all is divided by: the summed weights, 1 for a criterion that sums.
+
+    Returns:
+        One mean a chunk; NaN where nothing else weighs.
+
+    Example:
+        >>> means_without(np.array([2.0, 6.0]), weights=np.array([1.0, 3.0]), divisor=4.0).tolist()
+        [2.0, 2.0]
+    """
+    whole = weights.sum()
+    rest = np.where(whole > weights, (whole - weights) / (whole or 1.0) * divisor, np.nan)
+    with np.errstate(all="ignore"):  # NaN and infinity are readings
+        return np.asarray((totals.sum(axis=0) - totals) / rest.reshape(-1, *[1] * (totals.ndim - 1)))
 
 
 def jackknife_stderr(
