@@ -45,9 +45,9 @@ class Named:
     """Directions and what a record says of them.
 
     Args:
-        vectors: one or two of n numbers.
-        name: of the kind, ``"given"`` for vectors without one; of two kinds, ``"first, second"``.
-        random: whether a seed drew them.
+        vectors: one to three of n numbers.
+        name: of the kind, ``"given"`` for vectors without one; of several kinds, ``"first, second"``.
+        random: whether they depend on a seed.
         notes: eigenvalues with their residuals.
         cost: what they took.
     """

@@ -65,12 +65,12 @@ def normalise(
     policy = _policy(how, one_dimensional)
     scaled = frozen(direction, problem, freeze=freeze)
     own = frozen(flat_parameters(problem), problem, freeze=freeze)
-    one_dimensional_entries = _without_filters(problem)
+    aside = torch.zeros_like(scaled)
     if policy != "whole":
-        aside = torch.where(one_dimensional_entries, scaled, 0) if policy == "keep" else 0
-        scaled, own = (torch.where(one_dimensional_entries, 0, flat) for flat in (scaled, own))
-    else:
-        aside = 0
+        bare = _without_filters(problem)
+        if policy == "keep":
+            aside = torch.where(bare, scaled, 0)
+        scaled, own = torch.where(bare, 0, scaled), torch.where(bare, 0, own)
     if how == "weight":
         scaled *= own.abs()
     elif how != "none":
