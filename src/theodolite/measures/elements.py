@@ -11,11 +11,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from theodolite.errors import ProblemError
+from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.operators.capture import Use
 from theodolite.operators.capture.use import slabs
-from theodolite.operators.covariance import refuse_coupled_samples
 from theodolite.operators.pullbacks import Pullbacks
-from theodolite.operators.stacked import refuse_sharded
 from theodolite.operators.sums import index_of
 from theodolite.problem import Problem
 from theodolite.records import Cost, Elements
@@ -70,8 +69,7 @@ def elements(
         Mahsereci et al., "Early stopping without a validation set" (2017).
     """
     started = time.perf_counter()
-    refuse_sharded(problem)
-    refuse_coupled_samples(problem)
+    refuse_mixed_samples(problem)
     if problem.samples < 2:
         raise ProblemError(f"Expected at least 2 samples for variances, found {problem.samples}.")
     update, start, curvature = (_checked(problem, v) for v in (update, start, curvature))

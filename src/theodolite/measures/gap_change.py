@@ -11,8 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import ProblemError
-from theodolite.operators.covariance import refuse_coupled_samples
-from theodolite.operators.stacked import refuse_sharded
+from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.problem import gradients
 from theodolite.records import Cost, GapChange
@@ -46,8 +45,7 @@ def gap_change(problem: Problem, *, probes: int = 16, seed: int = 0, step: int |
         Roberts, "SGD implicitly regularizes generalization error" (2021).
     """
     started = time.perf_counter()
-    refuse_sharded(problem)
-    refuse_coupled_samples(problem)
+    refuse_mixed_samples(problem)
     if probes < 2 or problem.samples < 2:
         raise ProblemError(f"Expected two probes and two samples or more, found {probes} and {problem.samples}.")
     signs = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], size=(probes, problem.samples)))

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import DataError, OperatorError, ProblemError
-from theodolite.operators.covariance import refuse_coupled_samples
-from theodolite.operators.stacked import refuse_sharded
+from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.criteria import tensor_of
 from theodolite.problem.data import map_tensors, tensors_of
@@ -27,11 +26,11 @@ def refuse_inputs(problem: Problem, of: object) -> CriterionObjective:
         OperatorError: samples are coupled, ranks share the data, or the outputs are not known.
         ProblemError: ``of`` is unknown.
     """
-    refuse_sharded(problem)
-    refuse_coupled_samples(problem)
     if of not in ("loss", "logit") and not callable(of):
         raise ProblemError(f"Expected of='loss', 'logit', or a function of (outputs, targets), found {of!r}.")
-    return with_outputs(problem.objective, caller="Gradients in the inputs need")
+    objective = with_outputs(problem.objective, caller="Gradients in the inputs need")
+    refuse_mixed_samples(problem)
+    return objective
 
 
 def inputs_of(chunk: Chunk) -> tuple[Tensor, ...]:
@@ -42,9 +41,10 @@ def inputs_of(chunk: Chunk) -> tuple[Tensor, ...]:
     """
     found = tuple(tensor for tensor in tensors_of(pair(chunk.batch)[0]) if _counts(tensor, chunk))
     if not found:
+        kinds = ", ".join(f"{each.dtype} of shape {tuple(each.shape)}" for each in tensors_of(pair(chunk.batch)[0]))
         raise OperatorError(
-            f"Expected floating-point inputs with a row for each of {chunk.samples} samples, found none: nothing is differentiable "
-            "in tokens. Give the model their embeddings as inputs."
+            f"Expected floating-point inputs with a row for each of {chunk.samples} samples, found {kinds or 'no tensor'}. Nothing "
+            "is differentiable in tokens: give the model their embeddings; and bring samples first in every tensor."
         )
     return found
 

@@ -13,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import ProblemError
+from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.measures.subject import context_of, operator_of
-from theodolite.operators.covariance import refuse_coupled_samples
-from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, Problem
 from theodolite.records import Cost, CurvedNoise
 
@@ -57,8 +56,7 @@ def curved_noise(
         McCandlish et al., "An empirical model of large-batch training" (2018).
     """
     started = time.perf_counter()
-    refuse_sharded(problem)
-    refuse_coupled_samples(problem)
+    refuse_mixed_samples(problem)
     if probes < 2 or problem.samples < 2:
         raise ProblemError(f"Expected two probes and two samples or more, found {probes} and {problem.samples}.")
     H = operator_of(problem, operator)

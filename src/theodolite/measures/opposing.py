@@ -14,10 +14,9 @@ from torch import Tensor, nn
 
 from theodolite.errors import ProblemError
 from theodolite.measures.excursions import displaced
+from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.operators import Hessian
 from theodolite.operators.capture import sample_gram
-from theodolite.operators.covariance import refuse_coupled_samples
-from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.subsets import Drawn, Rows
 from theodolite.records import Cost, OpposingSignals
@@ -68,8 +67,7 @@ def opposing_signals(
         Rosenfeld & Risteski, "Outliers with opposing signals have an outsized effect on neural network optimization" (2023).
     """
     started = time.perf_counter()
-    refuse_sharded(problem)
-    refuse_coupled_samples(problem)
+    refuse_mixed_samples(problem)
     if update.shape != (problem.n,) or not bool(torch.isfinite(update).all()):
         raise ProblemError(
             f"Expected an update of {problem.n:,} finite numbers, one for each parameter in the order of named_parameters(), found "

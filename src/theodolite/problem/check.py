@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from theodolite.errors import NotDeterministicError, ProblemError
+from theodolite.errors import NotDeterministicError, ProblemError, TheodoliteError
 from theodolite.problem.criteria import Generic
 from theodolite.problem.data import cause_of_change, fingerprint, move, piece
 from theodolite.problem.objective import CriterionObjective, Evaluation
@@ -45,11 +47,29 @@ def check(problem: Problem) -> None:
 
     first = problem.call(forward, point)
     _same_loss(first, problem.call(forward, point), problem)
-    _depends(problem, piece(batch, 0, FEW))
+    with _of_a_part():
+        _depends(problem, piece(batch, 0, FEW))
     # Weights are a matter of the loss alone: without dropout and batch statistics, whatever the mode.
     plain = problem if problem.mode == "eval" else problem.replace(mode="eval")
     if _weighting_is_assumed(problem) and not plain.coupled and problem.objective.samples(placed) > 1:
-        _adds_up(plain.call(forward, point), plain.call(parts, point), problem)
+        with _of_a_part():
+            in_parts = plain.call(parts, point)
+        _adds_up(plain.call(forward, point), in_parts, problem)
+
+
+@contextmanager
+def _of_a_part() -> Iterator[None]:
+    """Says what an error means that the whole batch did not raise."""
+    try:
+        yield
+    except TheodoliteError:
+        raise
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise ProblemError(
+            f"Expected a loss that can be evaluated on some samples of a batch, found that only the whole batch can be: {error}. "
+            "The first dimension of every tensor must count samples; where time or features come first, turn the tensors in the "
+            "batch and back in the model or loss function."
+        ) from error
 
 
 def _depends(problem: Problem, few: object) -> None:
