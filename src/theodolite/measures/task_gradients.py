@@ -102,7 +102,7 @@ def task_gradients(
         layer_unbiased=free[1:],
         layer_unbiased_stderrs=free_errors[1:],
         layer_cosine_stderrs=cosine_errors[1:],
-        samples=problem.samples,
+        samples=np.full(len(tasks), problem.samples),
         shared=sums.shared_size(problem),
         size=problem.n,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from theodolite.records.estimate import Estimate
 from theodolite.records.gram import pairs
@@ -38,7 +38,7 @@ class TaskGradients(Record):
         layer_unbiased: ``unbiased`` of each layer.
         layer_unbiased_stderrs: their standard errors.
         layer_cosine_stderrs: of the cosines of each layer.
-        samples: of the data.
+        samples: of the data, for each task.
         shared: number of parameters that more than one task reaches.
         size: number of parameters n.
     """
@@ -59,7 +59,7 @@ class TaskGradients(Record):
     layer_unbiased: Float[np.ndarray, "L k k"]
     layer_unbiased_stderrs: Float[np.ndarray, "L k k"]
     layer_cosine_stderrs: Float[np.ndarray, "L k k"]
-    samples: int
+    samples: Int[np.ndarray, " k"]
     shared: int
     size: int
 
@@ -147,7 +147,7 @@ class TaskGradients(Record):
 
     def summary(self) -> tuple[str, ...]:
         """Tasks, the pair with the smallest cosine, conflicts beyond chance."""
-        subject = f"{plural(len(self.tasks), 'task')}, {plural(self.samples, 'sample')}, n={self.size:,}, {self.shared:,} shared"
+        subject = f"{plural(len(self.tasks), 'task')}, {plural(int(self.samples.max(initial=0)), 'sample')}, n={self.size:,}, {self.shared:,} shared"
         cosines = np.where(np.triu(np.ones_like(self.dots), k=1) > 0, self.cosines, np.nan)
         if not np.isfinite(cosines).any():
             return subject, "no cosines"
@@ -170,9 +170,10 @@ class TaskGradients(Record):
         errors: Float[np.ndarray, "k k"],
     ) -> GroupAlignment:
         between = np.where(np.eye(len(dots), dtype=np.bool_), np.nan, stderrs)
-        counts = np.full(len(dots), self.samples)
         nothing = float("nan")
-        return GroupAlignment(self.tasks, counts, dots, between, found, errors, nothing, nothing, self.data_degrees)
+        return GroupAlignment(
+            self.tasks, self.samples, dots, between, found, errors, nothing, nothing, self.data_degrees
+        )
 
 
 def shared_cosines(dots: Float[np.ndarray, "*c k k"]) -> Float[np.ndarray, "*c k k"]:
