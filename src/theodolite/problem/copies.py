@@ -1,10 +1,12 @@
-"""The same problem on a model of its own, which may be written to."""
+"""The same problem on a model of its own, which may be written to, or on other data."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from theodolite.errors import ProblemError
+from theodolite.problem.data import Batches
 from theodolite.problem.problem import Problem
 
 
@@ -34,4 +36,16 @@ def on_copy(problem: Problem) -> Problem:
         other.model.to(problem.cast)
     named = dict(other.model.named_parameters())
     other._selected = {name: named[name] for name in problem.layout.names}
+    return other
+
+
+def on_data(problem: Problem, batches: list[Any]) -> Problem:
+    """The problem on other data, which are checked on the next pass.
+
+    Args:
+        problem: whose model, criterion and options stay.
+        batches: of the form of its own.
+    """
+    other = problem.replace()
+    other.batches = Batches(batches)
     return other

@@ -25,6 +25,7 @@ from theodolite.records.gradient_sketch import GradientSketch
 from theodolite.records.gradients import Gradients
 from theodolite.records.influence import Influence
 from theodolite.records.input_gradients import InputGradients, IntegratedGradients
+from theodolite.records.invariance import Invariance
 from theodolite.records.landscape import Line, Plane
 from theodolite.records.layer_barriers import LayerBarriers
 from theodolite.records.log import Log
@@ -81,6 +82,7 @@ __all__ = [
     "Influence",
     "InputGradients",
     "IntegratedGradients",
+    "Invariance",
     "LayerBarriers",
     "Line",
     "Log",

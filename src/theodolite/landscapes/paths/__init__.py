@@ -3,6 +3,7 @@
 from theodolite.landscapes.paths.bends import bezier, chain
 from theodolite.landscapes.paths.branches import basin, branching
 from theodolite.landscapes.paths.curve import Curve
+from theodolite.landscapes.paths.invariances import counterfactual, invariance
 from theodolite.landscapes.paths.layerwise import layer_barriers
 from theodolite.landscapes.paths.matching import Matching, match
 from theodolite.landscapes.paths.pairs import connectivity
@@ -16,6 +17,8 @@ __all__ = [
     "branching",
     "chain",
     "connectivity",
+    "counterfactual",
+    "invariance",
     "layer_barriers",
     "match",
     "path",
