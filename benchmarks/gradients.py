@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from statistics import median
 
@@ -264,15 +265,13 @@ def _error(found: Tensor, exact: Tensor) -> float:
 
 def _memory(name: str, what: str) -> float:
     """MB at the peak of a later call beyond the peak of a gradient, each in a process of its own."""
-    peaks = [
-        float(
-            subprocess.run(
-                [sys.executable, __file__, "--peak", name, kind], capture_output=True, text=True, check=True
-            ).stdout
-        )
-        for kind in (what, "gradient")
-    ]
-    return peaks[0] - peaks[1]
+    return _peak_apart(name, what) - _peak_apart(name, "gradient")
+
+
+@cache
+def _peak_apart(name: str, what: str) -> float:
+    command = [sys.executable, __file__, "--peak", name, what]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def _peak(name: str, what: str) -> float:

@@ -13,7 +13,8 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 from operators.capture.oracle import gram, per_sample_gradients, relative
-from theodolite.operators.capture import sample_gram
+from theodolite.operators.capture import capture, sample_gram
+from theodolite.operators.capture.vectorised import all_at_once
 from theodolite.problem import Problem
 
 EXACT = 1e-10
@@ -242,3 +243,20 @@ def test_what_is_not_intercepted_goes_through_the_fallback(name: str) -> None:
     assert "fallback" in found.methods.values()
     assert all(coverage == pytest.approx(1, abs=1e-8) for coverage in found.coverage.values())
     assert relative(sample_gram(problem).gram, expected) < EXACT
+
+
+@pytest.mark.parametrize("name", BY_FALLBACK)
+def test_the_fallback_takes_all_samples_at_once_where_it_can(name: str) -> None:
+    problem, _ = problem_and_gram(*BY_FALLBACK[name])
+    chunk, point = next(problem.chunks()), problem.point()
+    outputs = capture(problem, chunk).outputs
+    assert outputs is not None
+    cotangent = torch.randn_like(outputs)
+    together = all_at_once(problem, chunk, point, point.leaves, cotangent)
+    assert (together is None) == (name in ("custom function", "packed sequences"))
+    if together is not None:
+        expected = per_sample_gradients(
+            problem.model, lambda batch: (problem.model(batch[0]) * batch[1]).sum(), (chunk.batch[0], cotangent)
+        )
+        for found, part in zip(together, expected.values(), strict=True):
+            assert relative(found, part) < EXACT

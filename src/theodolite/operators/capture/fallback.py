@@ -1,19 +1,21 @@
-"""Per-sample gradients without interception: one sample after the other."""
+"""Per-sample gradients without interception: all at once where that is possible, or one sample after the other."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from theodolite.operators.capture.learning import tolerance_of
 from theodolite.operators.capture.rows import Rows
 from theodolite.operators.capture.use import Use, whole_block
+from theodolite.operators.capture.vectorised import all_at_once
 from theodolite.problem import Chunk, Point, Problem
-from theodolite.problem.data import split
-from theodolite.problem.objective import CriterionObjective, with_outputs
+from theodolite.problem.data import piece
+from theodolite.problem.objective import CriterionObjective, pair, with_outputs
 
 
 def one_by_one(
@@ -21,8 +23,9 @@ def one_by_one(
 ) -> list[Use]:
     """Per-sample gradients of some parameters, each from a backward pass of its own.
 
-    Cost: a forward and backward pass of the chunk, one sample at a time; with dropout, whose masks a sample alone would not
-    have, one backward pass of the whole chunk for each sample.
+    Cost: a forward and backward pass of the chunk, one sample at a time, unless ``torch.func`` runs the model on all samples
+    at once and agrees on two of them: some 30 times faster for small layers; with dropout, whose masks a sample alone would
+    not have, one backward pass of the whole chunk for each sample.
 
     Args:
         problem: what to differentiate.
@@ -33,20 +36,58 @@ def one_by_one(
     """
     leaves = dict(zip(problem.layout.names, point.leaves, strict=True))
     wanted = [leaves[name] for name in names]
-    gradients = _together if problem.mode != "eval" and isinstance(problem.objective, CriterionObjective) else _alone
-    rows = gradients(problem, chunk, point, wanted, cotangent)
+    if problem.mode != "eval" and isinstance(problem.objective, CriterionObjective):
+        found = _stacked(_together(problem, chunk, point, wanted, cotangent))
+    else:
+        found = _vectorised(problem, chunk, point, wanted, cotangent) or _stacked(
+            _alone(problem, chunk, point, wanted, cotangent, range(chunk.samples))
+        )
     return [
-        Rows(whole_block(name, tuple(leaf.shape)), "fallback", -1, torch.stack(parts))
-        for name, leaf, parts in zip(names, wanted, zip(*rows, strict=True), strict=True)
+        Rows(whole_block(name, tuple(leaf.shape)), "fallback", -1, part)
+        for name, leaf, part in zip(names, wanted, found, strict=True)
     ]
 
 
-def _alone(
+def _stacked(rows: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    return [torch.stack(parts) for parts in zip(*rows, strict=True)]
+
+
+def _vectorised(
     problem: Problem, chunk: Chunk, point: Point, leaves: list[Tensor], cotangent: Tensor | None
+) -> list[Tensor] | None:
+    """Gradients from ``torch.func`` if the first and the last sample have those that they have alone."""
+    if not isinstance(problem.objective, CriterionObjective):
+        return None
+    start = _slope(problem, chunk, point) if cotangent is None else cotangent
+    found = None if start is None else all_at_once(problem, chunk, point, leaves, start)
+    if found is None:
+        return None
+    ends = [0, chunk.samples - 1]
+    expected = _stacked(_alone(problem, chunk, point, leaves, cotangent, ends))
+    tolerance = tolerance_of(problem.dtype)
+    pairs = [(part[ends], alone) for part, alone in zip(found, expected, strict=True)]
+    return found if all(bool((a - b).norm() <= tolerance * b.norm()) for a, b in pairs) else None
+
+
+def _slope(problem: Problem, chunk: Chunk, point: Point) -> Tensor | None:
+    """Gradient of the summed loss by the outputs, None where it does not depend on them."""
+    objective = with_outputs(problem.objective)
+    outputs = _outputs(problem, chunk, point).detach().requires_grad_()
+    total, _ = objective.loss.evaluate(outputs, pair(chunk.batch)[1])
+    return torch.autograd.grad(total, outputs)[0] if total.requires_grad else None
+
+
+def _alone(
+    problem: Problem,
+    chunk: Chunk,
+    point: Point,
+    leaves: list[Tensor],
+    cotangent: Tensor | None,
+    samples: Iterable[int],
 ) -> list[tuple[Tensor, ...]]:
     found = []
-    for index, batch in enumerate(split(chunk.batch, 1)):
-        sample = replace(chunk, batch=batch, samples=1)
+    for index in samples:
+        sample = replace(chunk, batch=piece(chunk.batch, index, index + 1), samples=1)
         if cotangent is None:
             root, own = problem.evaluate(sample, point)[0], None
         else:
