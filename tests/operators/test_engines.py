@@ -177,8 +177,13 @@ def test_costs_are_counted() -> None:
 
 
 def test_the_first_piece_is_small() -> None:
-    for size, samples in ((3, 3), (20, 8), (48, 12), (100, 16)):
+    for size, samples in ((1, 1), (3, 2), (20, 5), (48, 12), (100, 16)):
         assert first_piece(Problem(net(), nn.CrossEntropyLoss(), data(size=size))).samples == samples
+
+
+def test_coupled_samples_are_certified_by_more() -> None:
+    model = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)).double()
+    assert first_piece(Problem(model, nn.CrossEntropyLoss(), data(size=20), mode="train")).samples == 8
 
 
 def test_differences_cost_no_graphs_and_need_no_certificate() -> None:

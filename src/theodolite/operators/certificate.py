@@ -24,7 +24,8 @@ from theodolite.problem.data import move, split
 from theodolite.problem.finite import non_finite_loss
 from theodolite.problem.problem import gradients
 
-PIECE, FEWEST = 16, 8
+PIECE = 16
+FEWEST, FEWEST_COUPLED = 2, 8  # the statistics of two samples put every unit at ±1, where derivatives vanish
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def refuse_asymmetric(
 def first_piece(problem: Problem) -> Chunk:
     """The first samples of the data, enough to check derivatives and measure memory, few enough to cost little."""
     batch = problem.batches.first()
-    batch = split(batch, min(PIECE, max(FEWEST, problem.objective.samples(batch) // 4)))[0]
+    fewest = FEWEST_COUPLED if problem.coupled else FEWEST
+    batch = split(batch, min(PIECE, max(fewest, problem.objective.samples(batch) // 4)))[0]
     return Chunk(0, move(batch, device=problem.device, dtype=problem.cast), problem.objective.samples(batch))
 
 
