@@ -36,6 +36,9 @@ def recipes(draw, classes=tuple(KINDS_OF_LIBRARY)):
     sizes = {}
     hints = typing.get_type_hints(cls)
     values = {field.name: _draw(draw, hints[field.name], sizes) for field in dataclasses.fields(cls)}
+    if isinstance(values.get("scalars"), dict):  # other quantities of a landscape stand at every point, as losses do
+        for name in ("scalars", "scalar_stderrs"):
+            values[name] = {key: draw(npst.arrays(np.float64, values["losses"].shape)) for key in values[name]}
     for name, axis in cls.lengths.items():
         values[name] = tuple(f"layer <{index}>" for index in range(_size(draw, axis, sizes)))
     return functools.partial(cls, **values)
