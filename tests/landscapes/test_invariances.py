@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,3 +88,19 @@ def test_errors_show_the_scene() -> None:
     found = invariance(problem, {"removed": without_cue}, {"core": weights(1, 0)})
     with pytest.raises(ValueError, match="one of 'core', found 'cue'"):
         found.gap("cue", "removed")
+
+
+@pytest.mark.slow
+def test_the_example_of_counterfactual_fine_tuning_drops_the_cue_that_plain_fine_tuning_keeps() -> None:
+    file = Path(__file__).parents[2] / "examples" / "counterfactual_fine_tuning.py"
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    readings = module.main()
+    assert readings["naive"]["with cue"] > 0.99
+    assert readings["naive"]["cue randomised"] < 0.6
+    assert readings["naive"]["gap"] > 5
+    assert readings["connectivity-based"]["cue randomised"] > 0.85
+    assert abs(readings["connectivity-based"]["gap"]) < 0.5

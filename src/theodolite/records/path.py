@@ -78,7 +78,7 @@ class Path(Record):
     @property
     def predicted_barrier(self) -> Estimate:
         """The largest predicted deviation of the linear profile; NaN where none was predicted."""
-        if self.predicted is None or self.predicted_stderrs is None:
+        if self.predicted is None or self.predicted_stderrs is None or not self.ts.size:
             return Estimate(float("nan"), float("nan"))
         top = int(np.argmax(self.predicted))
         return Estimate(float(self.predicted[top]), float(self.predicted_stderrs[top]), self.data_degrees)
