@@ -43,7 +43,7 @@ def tasks_of(problem: Problem, tasks: Mapping[str, Callable[..., Any]]) -> dict[
     for name, task in tasks.items():
         if not callable(task):
             raise ProblemError(
-                f"Expected task {name!r} to be a criterion or a function, found {type(task).__name__} {task!r}."
+                f"Expected task {name!r} to be a criterion or a function, found the {type(task).__name__} {task!r}."
             )
     return {name: _with_loss(problem, task) for name, task in tasks.items()}
 
