@@ -214,6 +214,12 @@ SURVEYS: list[Callable[[Problem], object]] = [
     lambda problem: line(problem, points=5),
     lambda problem: plane(problem, points=3),
     lambda problem: plane(problem, points=3, directions="gaussian"),
+    lambda problem: line(problem, points=3, batchnorm="recalibrated", groups="targets", scalars=("gradient norm",)),
+    lambda problem: (
+        plane(problem, points=3, quadratic=problem.mode == "eval", eigenvalues=2, batchnorm="stored")
+        if problem.mode != "train"
+        else line(problem, points=3, batchnorm="batch", cap=1.0)
+    ),
 ]
 
 
@@ -291,6 +297,16 @@ def test_context_says_what_errors_and_statistics_rest_on() -> None:
     assert stored.context["one_dimensional"] == "zero"
     assert stored.seed == 0
     assert stored.cost.seconds > 0
+
+
+def test_regression_targets_stay_what_they_are() -> None:
+    """Targets cast to integers would say 0 where the loss is 0.0625."""
+    model = nn.Linear(2, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.zero_()
+    targets = [torch.full((4, 1), 0.25, dtype=torch.float64) for _ in range(2)]
+    problem = Problem(model, nn.MSELoss(), list(zip(features((4, 4), 2), targets, strict=True)))
+    assert line(problem, direction=np.array([1.0, 0.0]), points=3).center == 0.0625
 
 
 def test_directions_are_kept_while_they_fit() -> None:

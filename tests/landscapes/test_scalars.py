@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -16,7 +17,7 @@ from theodolite.errors import ProblemError
 from theodolite.landscapes import line, plane
 from theodolite.landscapes.scalars import accuracy
 from theodolite.problem import Problem
-from theodolite.records import Line
+from theodolite.records import Line, Log, differences, read
 
 DATA = list(zip(features((9, 9, 5, 8), 5), labels((9, 9, 5, 8), 3), strict=True))
 OTHER = list(zip(features((6, 7), 5, seed=8), labels((6, 7), 3, seed=9), strict=True))
@@ -145,6 +146,31 @@ def test_a_plane_between_read_cells_has_quantities_with_the_error_of_their_splin
     assert 0 < few.scalar_errors["brier"] < 0.02
     assert error < 6 * few.scalar_errors["brier"]
     assert every.scalar_errors == {"brier": 0}
+
+
+def test_records_with_quantities_come_back_from_a_log(tmp_path: Path) -> None:
+    problem = Problem(net(), nn.CrossEntropyLoss(), DATA)
+    for record in (
+        line(problem, points=3, groups="targets", quadratic=True, cap=1e3),
+        plane(problem, points=3, scalars=("accuracy",), quadratic=True, eigenvalues=2),
+    ):
+        with Log(tmp_path / record.kind) as log:
+            log.append(record)
+        (back,) = read(tmp_path / record.kind)
+        assert not differences(back.replace(context=record.context), record)
+        assert back.quadratic is not None  # type: ignore[attr-defined]
+        assert "scalars" in record._repr_html_()
+
+
+def test_quantities_stand_at_every_point() -> None:
+    record = line(Problem(net(), nn.CrossEntropyLoss(), DATA), points=3, scalars=("accuracy",))
+    with pytest.raises(ValueError, match=r"scalars\['accuracy'\] has shape \(2,\); expected \(3,\)"):
+        record.replace(scalars={"accuracy": np.ones(2)})
+    with pytest.raises(KeyError, match=r"\['accuracy'\], found 'brier'"):
+        record.band(scalar="brier")
+    low, high = record.band(scalar="accuracy")
+    assert (low <= high).all()
+    assert low[1] == high[1] == 0
 
 
 def test_labels_of_domains_and_absent_classes() -> None:

@@ -22,7 +22,9 @@ Evaluate = Callable[[Cells], Sequence[Reading]]
 # 13 × 13 of 51 × 51: cubic splines leave 0.05 to 0.16 % of the range on smooth nets, 0.02 to 0.07 % through 17 × 17. Splines of
 # degree 5 leave more.
 STEPS_PER_SIDE = (6, 8)
-HELD_OUT = 24
+# Cells held out, a third of them around the lowest loss: a narrow valley in a rugged plane bends its logarithms more than anything
+# else, and random cells fall beside it.
+HELD_OUT, AROUND_LOWEST = 24, 8
 # An error of 2 % of the logarithmic range at a tolerance of 0.1 %: on rugged nets, whose range is that of an explosion, the
 # linear error says nothing of the valley.
 LOG_FACTOR = 20.0
@@ -101,7 +103,8 @@ def surface(
     """Losses over a grid from forward passes at some of its cells.
 
     At most 13 × 13 cells, both ends and the centre of the axes among them, are evaluated and joined by a bicubic spline, of
-    the losses or of their logarithms. Random cells between them are evaluated too and judge: where the spline misses one by
+    the losses or of their logarithms. Cells between them, random ones and those around the
+    lowest loss, are evaluated too and judge: where the spline misses one by
     more than ``tol`` of the range of losses, or 20 times that of the range of their logarithms, 17 × 17 cells are tried, and
     other cells held out; where they fail too, the patches whose corners their neighbours foretell worst are evaluated in full,
     and so on. A smooth surface of 51 × 51 cells costs a thirteenth of them; a rugged one more, up to all.
@@ -123,7 +126,7 @@ def surface(
     generator, shares = np.random.default_rng(seed), iter(SHARES)
     while True:
         exact = _exact(readings, shape)
-        held = generator.permutation(np.argwhere(~_mask(readings, shape)))[:HELD_OUT]
+        held = _held_out(exact, ~_mask(readings, shape), generator)
         if not held.size:
             return Surface(losses=exact, readings=readings, error=0.0, log_error=0.0, axes=axes, nodes=nodes, held=held)
         _take(evaluate, readings, held)
@@ -148,6 +151,16 @@ def surface(
             _take(evaluate, readings, cells[open_[tuple(cells.T)]])
         else:
             _take(evaluate, readings, _worst(exact, axes, nodes, open_, share=next(shares)))
+
+
+def _held_out(exact: Grid, open_: Bool[np.ndarray, "a b"], generator: np.random.Generator) -> Cells:
+    """Cells that are not evaluated yet, in random order those nearest to the lowest loss and any others."""
+    cells: Cells = generator.permutation(np.argwhere(open_))
+    if not np.isfinite(exact).any():
+        return cells[:HELD_OUT]
+    lowest = np.unravel_index(np.argmin(np.where(np.isfinite(exact), exact, np.inf)), exact.shape)
+    nearest = np.argsort(np.abs(cells - np.array(lowest)).max(axis=1), kind="stable")[:AROUND_LOWEST]
+    return np.concatenate([cells[nearest], np.delete(cells, nearest, axis=0)[: HELD_OUT - AROUND_LOWEST]])
 
 
 def _crossings(nodes: Nodes) -> Cells:
