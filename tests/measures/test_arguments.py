@@ -16,8 +16,8 @@ from torch.optim import SGD
 from families import BY_NAME
 from theodolite import measures
 from theodolite.errors import NonFiniteError, ProblemError
-from theodolite.measures.arguments import one_or_several, optional, real, several, whole
 from theodolite.problem import Problem
+from theodolite.problem.arguments import one_or_several, optional, real, several, whole
 
 PROBLEM = BY_NAME["mlp"].problem()
 OPTIMIZER = SGD(PROBLEM.model.parameters(), lr=0.1)
@@ -57,15 +57,13 @@ def unchecked(name: str) -> Callable[..., Any]:
 @pytest.mark.parametrize("name", CURVATURE)
 def test_a_model_is_no_problem(name: str) -> None:
     arguments, options = REST.get(name, ((), {}))
-    with pytest.raises(
-        ProblemError, match=r"Expected a Problem, found the Linear. Make one: Problem\(model, criterion"
-    ):
+    with pytest.raises(ProblemError, match=r"Expected a Problem, found a Linear. Make one: Problem\(model, criterion"):
         unchecked(name)(nn.Linear(2, 2), *arguments, **options)
 
 
 @pytest.mark.parametrize("name", ["alignment", "directional", "stability"])
 def test_a_model_is_no_optimiser(name: str) -> None:
-    with pytest.raises(ProblemError, match=r"Expected the torch.optim.Optimizer .*, found the Linear"):
+    with pytest.raises(ProblemError, match=r"Expected the torch.optim.Optimizer .*, found a Linear"):
         unchecked(name)(PROBLEM, nn.Linear(2, 2))
 
 

@@ -118,7 +118,7 @@ MISTAKES: dict[str, Mistake] = {
     "a criterion by name": (
         lambda: problem(criterion="mse"),
         "ProblemError",
-        r"criterion .*found str 'mse'.*nn.MSELoss",
+        r"criterion .*found the str 'mse'.*nn.MSELoss",
     ),
     "a criterion's class": (
         lambda: problem(criterion=nn.MSELoss),
@@ -128,18 +128,22 @@ MISTAKES: dict[str, Mistake] = {
     "a loss function by name": (
         lambda: Problem.from_loss(model(), "mse", data()),
         "ProblemError",
-        r"loss_fn to be a function .* found str 'mse'.*lambda model, batch",
+        r"loss_fn to be a function .* found the str 'mse'.*lambda model, batch",
     ),
     "arguments in another order": (
         lambda: Problem(data(), nn.CrossEntropyLoss(), model()),
         "ProblemError",
         r"an nn.Module, found a list. The order is Problem\(model, criterion, batches\)",
     ),
-    "half a sample": (lambda: problem().take(2.5), "ProblemError", r"samples to be a whole number, found float 2.5"),
+    "half a sample": (
+        lambda: problem().take(2.5),
+        "ProblemError",
+        r"samples to be a whole number, found the float 2.5",
+    ),
     "half a microbatch": (
         lambda: problem().replace(microbatch=2.5),
         "ProblemError",
-        r"microbatch to be a whole number, found float 2.5",
+        r"microbatch to be a whole number, found the float 2.5",
     ),
     "labels from one": (
         lambda: problem(data()[0][1] + 1).loss(),

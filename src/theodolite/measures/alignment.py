@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from theodolite.measures import curvature
-from theodolite.measures.arguments import optimises, optional, surveyed, whole
+from theodolite.measures.arguments import optimises, surveyed
 from theodolite.measures.outliers import top_vectors
 from theodolite.measures.subject import OperatorName, context_of, operator_of
 from theodolite.measures.verification import refuse_elsewhere
 from theodolite.operators.updates import next_update
 from theodolite.problem import Problem
+from theodolite.problem.arguments import optional, whole
 from theodolite.records import Alignment, Cost, Spectrum
 from theodolite.records.jackknife import jackknife_stderr
 

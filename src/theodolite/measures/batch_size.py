@@ -15,10 +15,11 @@ from torch import Tensor
 
 from theodolite.errors import ProblemError
 from theodolite.linalg import lanczos
-from theodolite.measures.arguments import optional, several, surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.subject import context_of, operator_of, refuse_covariance
 from theodolite.measures.verification import verified
 from theodolite.problem import Problem
+from theodolite.problem.arguments import optional, several, whole
 from theodolite.records import BatchSharpness, Cost
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from theodolite.errors import OperatorError
-from theodolite.measures.arguments import real, surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.spectra import Question
 from theodolite.measures.subject import OPERATORS, context_of, refuse_covariance
 from theodolite.operators import Grouped
 from theodolite.operators.grouped import By
 from theodolite.problem import Problem
+from theodolite.problem.arguments import real, whole
 from theodolite.records import Classwise, Cost, Spectrum
 
 APART = 1_000_003  # between the seeds of two groups

@@ -11,13 +11,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from theodolite.errors import OperatorError
-from theodolite.measures.arguments import surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.excursions import context_with_chunks, loss_at
 from theodolite.operators.cotangents import curvature_roots
 from theodolite.operators.outputs import outputs_of
 from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, Problem
-from theodolite.problem.problem import non_finite_loss
+from theodolite.problem.arguments import whole
+from theodolite.problem.finite import non_finite_loss
 from theodolite.records import Coherence, Cost
 
 

@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.measures.arguments import optional, real, surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.samples import Samples, enough, relative_error
 from theodolite.measures.spectra import KEEP_VECTORS, Question, QuickExtreme
 from theodolite.measures.subject import OperatorName
 from theodolite.problem import Problem
+from theodolite.problem.arguments import optional, real, whole
 from theodolite.records import Spectrum
 
 

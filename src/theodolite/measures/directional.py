@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from theodolite.errors import NonFiniteError, ProblemError
-from theodolite.measures.arguments import optimises, optional, real, surveyed
+from theodolite.measures.arguments import optimises, surveyed
 from theodolite.measures.excursions import ChunkMeans, gradient_at, loss_at
 from theodolite.measures.subject import context_of
 from theodolite.operators import Hessian
 from theodolite.operators.updates import next_update
 from theodolite.problem import Problem
+from theodolite.problem.arguments import optional, real
 from theodolite.problem.arrays import to_numpy
-from theodolite.problem.problem import non_finite_loss
+from theodolite.problem.finite import non_finite_loss
 from theodolite.records import Cost, Directional
 from theodolite.records.jackknife import jackknife_stderr
 

@@ -12,11 +12,12 @@ from jaxtyping import Float
 from torch import nn
 
 from theodolite.errors import NonFiniteError, OperatorError, ProblemError
-from theodolite.measures.arguments import surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.excursions import ChunkMeans
 from theodolite.operators.outputs import outputs_of
 from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, Problem
+from theodolite.problem.arguments import whole
 from theodolite.problem.predictive import has_density, no_density, predictive
 from theodolite.records import Cost, Trace
 

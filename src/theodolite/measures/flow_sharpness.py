@@ -17,14 +17,15 @@ from torch import Tensor
 
 from theodolite.errors import NotConvergedWarning, ProblemError
 from theodolite.linalg import lanczos
-from theodolite.measures.arguments import real, surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.excursions import context_with_chunks, gradient_at
 from theodolite.measures.verification import verified
 from theodolite.operators import Hessian
 from theodolite.problem import Problem
+from theodolite.problem.arguments import real, whole
 from theodolite.problem.criteria import BinaryCrossEntropy, CrossEntropy
+from theodolite.problem.finite import non_finite_loss
 from theodolite.problem.objective import CriterionObjective
-from theodolite.problem.problem import non_finite_loss
 from theodolite.records import Cost, Flow
 
 SEPARABLE = (

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from theodolite.errors import NonFiniteError, OperatorError, ProblemError
 from theodolite.linalg import cg
-from theodolite.measures.arguments import optional, real, surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.subject import OperatorName, context_of, operator_of
 from theodolite.operators.stacked import refuse_sharded
 from theodolite.problem import Chunk, Problem
+from theodolite.problem.arguments import optional, real, whole
 from theodolite.problem.arrays import to_numpy
 from theodolite.problem.problem import gradients
 from theodolite.records import Cost, Influence

@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import OperatorError, ProblemError
-from theodolite.measures.arguments import one_or_several, real, surveyed
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.excursions import ChunkMeans, context_with_chunks
 from theodolite.operators.outputs import outputs_of
 from theodolite.problem import Chunk, Problem
+from theodolite.problem.arguments import one_or_several, real
 from theodolite.problem.criteria import CrossEntropy
 from theodolite.records import Cost, Sharpness
 

@@ -11,13 +11,14 @@ import numpy as np
 
 from theodolite.errors import ProblemError
 from theodolite.linalg import TraceEstimate, hutchinson, hutchpp, slq, xnystrace, xtrace
-from theodolite.measures.arguments import surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.beside import whole_rules
 from theodolite.measures.samples import Precision, Samples, enough, relative_error
 from theodolite.measures.subject import OperatorName, Remembering, context_of, operator_of
 from theodolite.measures.verification import known_pairs
 from theodolite.operators import ProblemOperator
 from theodolite.problem import Problem
+from theodolite.problem.arguments import whole
 from theodolite.records import Density, Spectrum, Trace
 from theodolite.records.jackknife import jackknife_stderr
 

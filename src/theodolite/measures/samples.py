@@ -9,8 +9,8 @@ from numbers import Integral
 from typing import Literal, final
 
 from theodolite.errors import ProblemError
-from theodolite.measures.arguments import real
 from theodolite.problem import Problem
+from theodolite.problem.arguments import real
 from theodolite.records import Cost
 
 FEWEST = 64

@@ -16,10 +16,11 @@ from torch import Tensor
 from theodolite.errors import ProblemError
 from theodolite.linalg import Identity
 from theodolite.linalg.probes import Probes
-from theodolite.measures.arguments import one_or_several, optional, real, surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.excursions import ChunkMeans, context_with_chunks, gradient_at, loss_at
 from theodolite.problem import Problem
-from theodolite.problem.problem import non_finite_loss
+from theodolite.problem.arguments import one_or_several, optional, real, whole
+from theodolite.problem.finite import non_finite_loss
 from theodolite.records import Cost, Sharpness
 
 SharpnessKind = Literal["sam", "asam", "worst", "adaptive worst", "keskar", "average", "adaptive average"]

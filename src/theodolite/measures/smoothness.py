@@ -15,12 +15,13 @@ from torch import Tensor
 from theodolite.errors import ProblemError
 from theodolite.linalg import Identity, lanczos
 from theodolite.linalg.probes import Probes
-from theodolite.measures.arguments import surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.excursions import gradient_at
 from theodolite.measures.subject import context_of, operator_of
 from theodolite.operators import ProblemOperator
 from theodolite.problem import Problem
-from theodolite.problem.problem import non_finite_loss
+from theodolite.problem.arguments import whole
+from theodolite.problem.finite import non_finite_loss
 from theodolite.records import Cost, Smoothness
 
 DECADES = (-4, 1)  # shells from 1e-4 to 10 times 1 + ‖θ‖

@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 
 from theodolite.errors import NonFiniteError
 from theodolite.linalg import Congruence, Diagonal, LinearOperator, lanczos
-from theodolite.measures.arguments import optimises, real, surveyed, whole
+from theodolite.measures.arguments import optimises, surveyed
 from theodolite.measures.gradients import gradients
 from theodolite.measures.rules import Rule, leading_group, momentum_of, rule_of
 from theodolite.measures.subject import context_of
 from theodolite.measures.verification import verified
 from theodolite.operators import Hessian
 from theodolite.problem import Problem
+from theodolite.problem.arguments import real, whole
 from theodolite.records import Cost, Gradients, Stability
 
 

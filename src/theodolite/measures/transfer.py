@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from theodolite.errors import NonFiniteError, ProblemError
-from theodolite.measures.arguments import real, several, whole
 from theodolite.measures.stability import stability_and_vectors
 from theodolite.problem import Problem
+from theodolite.problem.arguments import real, several, whole
 from theodolite.records import Cost, Stability, Transfer
 
 Make = Callable[[int, float], tuple[Problem, Optimizer]]

@@ -8,10 +8,11 @@ from typing import Literal
 
 from theodolite.errors import ProblemError
 from theodolite.linalg import lanczos
-from theodolite.measures.arguments import real, surveyed, whole
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.subject import context_of, operator_of, refuse_covariance
 from theodolite.measures.verification import SMALL, radius_of, verified
 from theodolite.problem import Problem
+from theodolite.problem.arguments import real, whole
 from theodolite.records import Tuning
 
 

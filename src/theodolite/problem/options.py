@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from theodolite.errors import ProblemError
-from theodolite.problem.arguments import refuse_no_count
+from theodolite.problem.arguments import whole
 
 Mode = Literal["eval", "train", "as is"]
 Engine = Literal["auto", "retained", "vmap", "fresh", "difference"]
@@ -36,7 +36,7 @@ class Options:
         _one_of("mode", self.mode, MODES)
         _one_of("engine", self.engine, ENGINES)
         if self.microbatch is not None:
-            refuse_no_count(self.microbatch, name="microbatch")
+            whole(microbatch=self.microbatch)
         if self.microbatch is not None and self.microbatch < 1:
             raise ProblemError(f"Expected microbatch to be at least 1 sample or None, found {self.microbatch}.")
         if self.dtype is not None and not self.dtype.is_floating_point:

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from theodolite.errors import DataError, ParameterError, ProblemError, RankError
 from theodolite.problem.agreement import facts_of
-from theodolite.problem.arguments import refuse_no_count, refuse_no_function, refuse_no_model
+from theodolite.problem.arguments import refuse_no_function, refuse_no_model, whole
 from theodolite.problem.check import check
 from theodolite.problem.criteria import recognise
 from theodolite.problem.data import Batches, move, split
 from theodolite.problem.digest import digest_of
-from theodolite.problem.finite import non_finite_loss as non_finite_loss
+from theodolite.problem.finite import non_finite_loss
 from theodolite.problem.guard import seed_everything, undisturbed
 from theodolite.problem.memory import spare_memory
 from theodolite.problem.model import common_dtype, device_of, on_batch_statistics, unwrapped
@@ -315,7 +315,7 @@ class Problem:
             >>> problem.take(16).samples
             16
         """
-        refuse_no_count(samples, name="samples")
+        whole(samples=samples)
         if samples < 1:
             raise ProblemError(f"Expected at least 1 sample to take, found {samples}.")
         if samples >= self.samples:
