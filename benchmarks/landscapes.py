@@ -155,7 +155,7 @@ def main() -> None:
         for name in (FULL, SPLINE):
             state.take(f"{case}, errors", name, 0, lambda c=case, n=name: CONTENDERS[n][1](cases[c], options.points))
     lines = [
-        setting(cases["CNN"], options.points),
+        setting(cases["CNN"], options.points, loops),
         "",
         *table(state.times("CNN")),
         "",
