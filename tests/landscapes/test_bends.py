@@ -43,6 +43,9 @@ def test_a_bezier_curve_finds_the_parabola_that_it_can_follow_exactly() -> None:
     assert found.barrier().value == pytest.approx(1)  # the straight line passes at height 1 above the valley
     assert found.barrier("bezier").value < 1e-4
     np.testing.assert_allclose(curve.controls[1]["at"].numpy(), [0, -1], atol=1e-2)
+    assert not any("its ends are not" in note for note in found.notes)
+    other = path(problem, RIGHT, LEFT, curves={"bezier": curve}, points=3, predict=False)
+    assert "bezier: its ends are not the given checkpoints, as of a curve to a matched end" in other.notes
     assert found.distances[1] > found.distances[0] == 2
 
 

@@ -1,26 +1,54 @@
-"""From a problem to losses along lines, over planes and volumes, and along trainings."""
+"""From a problem to losses along lines, over planes and volumes, on paths, and along trainings."""
 
 from theodolite.landscapes import directions
 from theodolite.landscapes.adameq import adameq
+from theodolite.landscapes.atlas import atlas
 from theodolite.landscapes.checkpoints import at_checkpoint, snapshots
 from theodolite.landscapes.directions import filter_normalised, gaussian, normalise
 from theodolite.landscapes.following import follow, frames
 from theodolite.landscapes.lines import line
+from theodolite.landscapes.paths import (
+    Curve,
+    Matching,
+    basin,
+    bezier,
+    branching,
+    chain,
+    connectivity,
+    counterfactual,
+    invariance,
+    layer_barriers,
+    match,
+    path,
+)
 from theodolite.landscapes.planes import plane
 from theodolite.landscapes.trajectories import PrincipalDirections, trajectory
 from theodolite.landscapes.volumes import volume
 
 __all__ = [
+    "Curve",
+    "Matching",
     "PrincipalDirections",
     "adameq",
     "at_checkpoint",
+    "atlas",
+    "basin",
+    "bezier",
+    "branching",
+    "chain",
+    "connectivity",
+    "counterfactual",
     "directions",
     "filter_normalised",
     "follow",
     "frames",
     "gaussian",
+    "invariance",
+    "layer_barriers",
     "line",
+    "match",
     "normalise",
+    "path",
     "plane",
     "snapshots",
     "trajectory",

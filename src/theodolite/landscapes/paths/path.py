@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 
 from theodolite.errors import ProblemError
 from theodolite.landscapes.paths.curve import Curve, straight
@@ -103,6 +104,7 @@ def path(
         notes=(
             *(note for profile in profiles for note in profile.notes),
             *(() if matching is None else matching.summary()),
+            *_elsewhere(traveller, curves or {}, first, last),
             *remarks(readings),
         ),
         context=problem.context() | {"chunks": int((readings[0].weights > 0).sum())},
@@ -148,6 +150,20 @@ def _profiles(
             for policy in ways
         ]
     return found
+
+
+def _elsewhere(traveller: Traveller, curves: Mapping[str, Curve], first: State, last: State) -> tuple[str, ...]:
+    """Curves between other checkpoints: they are compared with a line that they do not belong to."""
+    names = traveller.problem.layout.names
+    return tuple(
+        f"{name}: its ends are not the given checkpoints, as of a curve to a matched end"
+        for name, curve in curves.items()
+        if not all(
+            torch.equal(control[part].to(state[part]), state[part])
+            for control, state in ((curve.controls[0], first), (curve.controls[-1], last))
+            for part in names
+        )
+    )
 
 
 def _policies(traveller: Traveller, batchnorm: Statistics | tuple[Statistics, ...] | None) -> tuple[Statistics, ...]:
