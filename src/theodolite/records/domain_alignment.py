@@ -77,8 +77,8 @@ class DomainAlignment(Record):
     def summary(self) -> tuple[str, ...]:
         """Domains, the least aligned one, transfer."""
         subject = f"{len(self.domains)} domains, n={self.size:,}"
-        cosines = self.curved_cosines[-1, :-1]
-        if not np.isfinite(cosines).any():
+        cosines = self.curved_cosines[-1:, :-1].ravel()
+        if len(cosines) != len(self.domains) or not np.isfinite(cosines).any():
             return subject, "no curvature along the gradients"
         worst = int(np.nanargmin(cosines))
         reading = f"least aligned: {self.domains[worst]}, cos(H_e g_e, Hg) = {number(float(cosines[worst]))}"

@@ -43,6 +43,8 @@ class ModuleVariances(Record):
         The error is over splits, which share their samples: it is that of the splits and not of the data.
         """
         count = len(self.phis)
+        if count == 0:
+            return {name: Estimate(float("nan"), float("nan")) for name in self.modules}
         errors = self.phis.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else np.full(len(self.modules), np.nan)
         pairs = zip(self.phis.mean(axis=0).tolist(), errors.tolist(), strict=True)
         return {name: Estimate(*pair, max(count - 1, 1)) for name, pair in zip(self.modules, pairs, strict=True)}

@@ -55,7 +55,8 @@ class OpposingSignals(Record):
     def share(self) -> float:
         """(|Σ δ| over the first group + the same over the second) / Σ|δ|: how much of all that moves they are."""
         moved = float(np.abs(self.changes).sum())
-        found = abs(float(self.changes[self.up].sum())) + abs(float(self.changes[self.down].sum()))
+        groups = (places[(places >= 0) & (places < len(self.changes))] for places in (self.up, self.down))
+        found = sum(abs(float(self.changes[places].sum())) for places in groups)
         return found / moved if moved > 0 else 0.0
 
     @property
