@@ -1,6 +1,7 @@
 """What was measured: plain results with errors and costs, and the run log that keeps them."""
 
 from theodolite.records.alignment import Alignment
+from theodolite.records.atlas import Atlas
 from theodolite.records.batch_sharpness import BatchSharpness
 from theodolite.records.book import Book
 from theodolite.records.branching import Basin, Branching
@@ -56,6 +57,7 @@ from theodolite.records.volume import Volume
 
 __all__ = [
     "Alignment",
+    "Atlas",
     "Basin",
     "BatchSharpness",
     "Book",
