@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -54,8 +54,7 @@ class Profile:
         """Of the barriers by each definition, and of the mode connectivity."""
         return self._jackknife(lambda losses: heights(losses, ts))
 
-    def _jackknife(self, statistic: object) -> np.ndarray:
-        assert callable(statistic)
+    def _jackknife(self, statistic: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         left_out = np.stack([reading.left_out for reading in self.readings], axis=1)
         return jackknife_stderr(statistic(left_out), whole=statistic(self.losses), weights=self.readings[0].weights)
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from theodolite.landscapes.paths.matching.call import tensors_of
 from theodolite.landscapes.paths.matching.marks import Marker, support
-from theodolite.landscapes.paths.matching.rules import tensors_of
 from theodolite.landscapes.paths.matching.symmetry import Group, Place, groups_of, permuted
 from theodolite.landscapes.paths.matching.tracer import Double, Tracer
 from theodolite.landscapes.paths.matching.units import Units

@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from theodolite.landscapes.paths.matching.marks import Mark, Marker, Marks, support
+from theodolite.landscapes.paths.matching.call import Call, Rule, tensors_of
+from theodolite.landscapes.paths.matching.contractions import addmm, as_channels, convolution, embedding, mm
+from theodolite.landscapes.paths.matching.marks import Mark, Marks, support
 from theodolite.landscapes.paths.matching.units import FIXED
-
-
-@dataclass(frozen=True)
-class Call:
-    """One operation with its arguments.
-
-    Args:
-        func: the operation.
-        args: by position.
-        kwargs: by name.
-        marks_of: marks of a tensor.
-        marker: the rules of marks.
-    """
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    marks_of: Callable[[Tensor], Marks]
-    marker: Marker
-
-    @property
-    def name(self) -> str:
-        """Without overload, and without the underscore of operations in place."""
-        return str(self.func._schema.name).removeprefix("aten::").rstrip("_")
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An argument by its name."""
-        for index, argument in enumerate(self.func._schema.arguments):
-            if argument.name == name:
-                return self.kwargs.get(name, self.args[index] if index < len(self.args) else default)
-        return default
-
-
-Rule = Callable[[Call], list[Marks]]
 
 
 def rule_of(call: Call) -> Rule | None:
@@ -54,11 +18,6 @@ def rule_of(call: Call) -> Rule | None:
     if call.name in _RULES:
         return _RULES[call.name]
     return _elementwise if torch.Tag.pointwise in call.func.tags else None
-
-
-def tensors_of(tree: Any) -> Iterator[Tensor]:
-    """All tensors in nested arguments or outputs."""
-    return (leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 def _elementwise(call: Call) -> list[Marks]:
@@ -139,71 +98,6 @@ def _joined(call: Call, tensors: list[Tensor], marks: list[Marks], axis: int) ->
     return met + call.marker.move([torch.cat(parts, dim=axis)])
 
 
-# ------------------------------------------------------------------------------------------------------- contractions
-
-
-def _product(call: Call, first: Tensor, second: Tensor) -> Marks:
-    """first @ second: an elementwise product over (…, m, k, n), summed over k."""
-    operands = [
-        (first.unsqueeze(-1), tuple(np.expand_dims(mark, -1) for mark in call.marks_of(first))),
-        (second.unsqueeze(-3), tuple(np.expand_dims(mark, -3) for mark in call.marks_of(second))),
-    ]
-    return call.marker.reduce(call.marker.meet(operands), [first.dim() - 1], keep=False)
-
-
-def _mm(call: Call) -> list[Marks]:
-    return [_product(call, call.args[0], call.args[1])]
-
-
-def _addmm(call: Call) -> list[Marks]:
-    bias, first, second = call.args[:3]
-    found = _product(call, first, second)
-    shape = (*first.shape[:-1], second.shape[-1])
-    product = torch.arange(torch.Size(shape).numel()).view(shape)  # taken to differ wherever it is not marked
-    return [call.marker.meet([(product, found), (bias, call.marks_of(bias))])]
-
-
-def _convolution(call: Call) -> list[Marks]:
-    inputs, weight, bias = call.args[0], call.args[1], call.args[2]
-    groups, transposed = call.get("groups", 1), call.get("transposed", False)
-    kernel = {support(mark): mark for mark in call.marks_of(weight)}
-    out, into = kernel.pop((int(transposed),), None), kernel.pop((1 - int(transposed),), None)
-    channels = [mark for mark in call.marks_of(inputs) if support(mark) == (1,)]
-    call.marker.fix((*kernel.values(), *(mark for mark in call.marks_of(inputs) if support(mark) != (1,))))
-    if groups == 1:
-        _meet_channels(call, into, channels)
-    elif groups == inputs.shape[1] and into is None:  # every channel by itself, which gives one or several
-        _meet_channels(call, out, [mark.repeat(weight.shape[0] // groups, axis=1) for mark in channels])
-    else:
-        call.marker.fix(tuple(mark for mark in (out, into, *channels) if mark is not None))
-    if out is None:
-        return []
-    for mark in call.marks_of(bias) if bias is not None else ():
-        call.marker.units.unite(mark.ravel(), out.ravel())
-    return [call.marker.meet([(weight.new_zeros(1), (_channels(out, inputs.dim()),))])]
-
-
-def _meet_channels(call: Call, kernel: Mark | None, channels: list[Mark]) -> None:
-    """An axis of a kernel meets the channels of its inputs; one that meets none meets data, or a constant."""
-    if kernel is None or not channels:
-        call.marker.fix(tuple(mark for mark in (kernel, *channels) if mark is not None))
-        return
-    for mark in channels:
-        call.marker.units.unite(kernel.ravel(), mark.ravel())
-
-
-def _channels(ids: Mark, rank: int) -> Mark:
-    """A mark of channels in the shape of what has them."""
-    return ids.reshape([-1 if axis == 1 else 1 for axis in range(rank)])
-
-
-def _embedding(call: Call) -> list[Marks]:
-    weight, indices = call.args[0], call.args[1]
-    columns = tuple(mark for mark in call.marks_of(weight) if support(mark) == (1,))
-    call.marker.fix(tuple(mark for mark in call.marks_of(weight) if support(mark) != (1,)))
-    return [tuple(mark.reshape((1,) * indices.dim() + (-1,)) for mark in columns)]
-
-
 # --------------------------------------------------------------------------------------- sums, softmax, norms, pooling
 
 
@@ -236,7 +130,7 @@ def _batch_norm(call: Call) -> list[Marks]:
     for value in call.args[1:5]:
         if isinstance(value, Tensor):
             shaped = value.reshape([-1 if axis == 1 else 1 for axis in range(rank)])
-            operands.append((shaped, tuple(_channels(mark, rank) for mark in call.marks_of(value))))
+            operands.append((shaped, tuple(as_channels(mark, rank) for mark in call.marks_of(value))))
     return [call.marker.meet(operands)]
 
 
@@ -250,7 +144,7 @@ def _group_norm(call: Call) -> list[Marks]:
     operands = [(tensor, tuple(channels))]
     for value in (call.get("weight"), call.get("bias")):
         if value is not None:
-            marks = tuple(_channels(mark, tensor.dim()) for mark in call.marks_of(value))
+            marks = tuple(as_channels(mark, tensor.dim()) for mark in call.marks_of(value))
             operands.append((value.reshape([-1 if axis == 1 else 1 for axis in range(tensor.dim())]), marks))
     return [call.marker.meet(operands)]
 
@@ -289,10 +183,10 @@ _RULES: dict[str, Rule] = {
     **_named(_softmax, "_softmax _log_softmax _safe_softmax softmax log_softmax"),
     **_named(_elementwise, "masked_fill where gelu silu relu leaky_relu threshold hardtanh clamp lerp addcmul addcdiv"),
     **_named(_positional, "nll_loss_forward nll_loss2d_forward"),
-    **_named(_mm, "mm bmm"),
-    **_named(_addmm, "addmm baddbmm"),
-    **_named(_convolution, "convolution _convolution"),
-    **_named(_embedding, "embedding"),
+    **_named(mm, "mm bmm"),
+    **_named(addmm, "addmm baddbmm"),
+    **_named(convolution, "convolution _convolution"),
+    **_named(embedding, "embedding"),
     **_named(_layer_norm, "native_layer_norm _fused_rms_norm"),
     **_named(
         _batch_norm, "native_batch_norm cudnn_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training"

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from theodolite.landscapes.paths.matching.call import Call, tensors_of
 from theodolite.landscapes.paths.matching.marks import Marker, Marks
-from theodolite.landscapes.paths.matching.rules import Call, rule_of, tensors_of
+from theodolite.landscapes.paths.matching.rules import rule_of
 
 
 @final
