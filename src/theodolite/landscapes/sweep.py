@@ -33,7 +33,8 @@ class Manner:
     Args:
         quantities: what is counted beside the loss.
         batchnorm: which statistics BatchNorm uses; None for those that the mode of the problem says.
-        cap: a point whose first chunk has a larger loss is read no further.
+        cap: a point whose first chunk has a larger loss is read no further; on ranks that divide the data every point is read
+            to the end, as they would have to agree on each.
         autocast: a type in which to compute what bears it; None for the problem's own.
     """
 
