@@ -22,6 +22,7 @@ from theodolite.landscapes.paths import (
     path,
 )
 from theodolite.landscapes.planes import plane
+from theodolite.landscapes.scalars import accuracy
 from theodolite.landscapes.trajectories import PrincipalDirections, trajectory
 from theodolite.landscapes.volumes import volume
 
@@ -29,6 +30,7 @@ __all__ = [
     "Curve",
     "Matching",
     "PrincipalDirections",
+    "accuracy",
     "adameq",
     "at_checkpoint",
     "atlas",
