@@ -47,6 +47,7 @@ from theodolite.records.smoothness import Smoothness
 from theodolite.records.spectrum import Spectrum
 from theodolite.records.stability import Stability
 from theodolite.records.task_gradients import TaskGradients
+from theodolite.records.topology import Topology, topology
 from theodolite.records.trace import Trace
 from theodolite.records.tracking import Tracking
 from theodolite.records.training import Event, Scalars, Snapshot
@@ -105,6 +106,7 @@ __all__ = [
     "Spectrum",
     "Stability",
     "TaskGradients",
+    "Topology",
     "Trace",
     "Tracking",
     "Trajectory",
@@ -121,4 +123,5 @@ __all__ = [
     "overshoot",
     "read",
     "restore",
+    "topology",
 ]

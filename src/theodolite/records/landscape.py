@@ -13,6 +13,7 @@ from theodolite.records.estimate import Estimate
 from theodolite.records.quadratic import Quadratic, band, predicted
 from theodolite.records.record import Record
 from theodolite.records.text import number
+from theodolite.records.topology import Topology, topology
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -246,6 +247,36 @@ class Plane(Record):
         return (
             _curvature(self.alphas, self.losses[:, column], self.stderrs[:, column], first, self.data_degrees),
             _curvature(self.betas, self.losses[row, :], self.stderrs[row, :], second, self.data_degrees),
+        )
+
+    def topology(self, level: float = 0.95, *, scalar: str | None = None) -> Topology:
+        """Minima, saddles and maxima of the surface, how long each lasts, and which of them are certain.
+
+        Exploded cells are left out. What is certain stands against the errors of all cells at once, those from the data with
+        those of interpolation and reduced precision, taken as they were found on cells held out.
+
+        Cost: about 20 µs a cell.
+
+        Args:
+            level: coverage of the band over all cells.
+            scalar: one of ``scalars`` instead of the loss.
+        """
+        values, stderrs = _chosen(self, scalar)
+        kept = np.isfinite(values) & ~self.exploded
+        extent = float(np.ptp(values[kept])) if kept.any() else 0.0
+        missed = self.interpolation_error if scalar is None else self.scalar_errors.get(scalar, 0.0)
+        slack = np.full(values.shape, self.precision_error * extent)
+        if self.evaluated is not None:
+            slack += np.where(self.evaluated, 0.0, missed * extent)
+        return topology(
+            values,
+            alphas=self.alphas,
+            betas=self.betas,
+            kept=kept,
+            stderrs=stderrs,
+            slack=slack,
+            degrees=self.data_degrees,
+            level=level,
         )
 
     def masked(self, cap: float = float("inf")) -> Float[np.ndarray, "a b"]:
