@@ -43,6 +43,7 @@ from theodolite.records.sampling import Clusters, Sampling, clusters, importance
 from theodolite.records.sharpness import Sharpness
 from theodolite.records.sign_flips import SignFlips
 from theodolite.records.sketch_memory import SketchMemory
+from theodolite.records.slices import Curvatures, Width, curvatures, slices, width
 from theodolite.records.smoothness import Smoothness
 from theodolite.records.spectrum import Spectrum
 from theodolite.records.stability import Stability
@@ -69,6 +70,7 @@ __all__ = [
     "Connectivity",
     "Coreset",
     "Cost",
+    "Curvatures",
     "CurvedNoise",
     "DataScores",
     "Density",
@@ -113,8 +115,10 @@ __all__ = [
     "Transfer",
     "Tuning",
     "Volume",
+    "Width",
     "clusters",
     "coreset",
+    "curvatures",
     "data_scores",
     "differences",
     "export",
@@ -123,5 +127,7 @@ __all__ = [
     "overshoot",
     "read",
     "restore",
+    "slices",
     "topology",
+    "width",
 ]
