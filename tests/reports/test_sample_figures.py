@@ -11,7 +11,7 @@ import pytest
 
 from reports import runs_by_hand
 from reports.marks import labelled, marks
-from theodolite.records import Gradients
+from theodolite.records import Cost, Gradients, TaskGradients
 from theodolite.records.gram import cosines
 from theodolite.reports.figures import Cells, Figure, Labels, Line, conflicts, gram, sample_norms, trade_off
 from theodolite.reports.matplotlib_backend import render
@@ -158,3 +158,47 @@ def test_a_record_without_what_is_drawn_is_refused() -> None:
             draw(plain)
     with pytest.raises(ValueError, match="two groups or more; found 1"):
         conflicts(record(groups=("all",)))
+
+
+def task_record() -> TaskGradients:
+    """Three tasks in two layers: the first two oppose each other in the first, all agree in the second."""
+    opposed = np.array([[1.0, -0.8, 0.1], [-0.8, 1.0, 0.1], [0.1, 0.1, 1.0]])
+    agreeing = np.full((3, 3), 0.3) + 0.7 * np.eye(3)
+    layers = np.stack([3 * opposed, agreeing])
+    small = np.full((2, 3, 3), 0.05)
+    return TaskGradients(
+        tasks=("digit", "parity", "size"),
+        losses=np.ones(3),
+        loss_stderrs=np.full(3, 0.1),
+        dots=layers.sum(0),
+        unbiased=layers.sum(0),
+        unbiased_stderrs=np.full((3, 3), 0.07),
+        norm_stderrs=np.full(3, 0.05),
+        cosine_stderrs=np.full((3, 3), 0.05),
+        layers=("first", "second"),
+        layer_dots=layers,
+        layer_unbiased=layers,
+        layer_unbiased_stderrs=small,
+        layer_cosine_stderrs=small,
+        samples=np.full(3, 64),
+        shared=100,
+        size=120,
+        cost=Cost(),
+    )
+
+
+def test_tasks_are_drawn_like_groups() -> None:
+    found = task_record()
+    figure = conflicts(found)
+    (cells,) = figure.panels[0].marks
+    assert figure.name == "task-conflicts"
+    assert figure.panels[0].y.names == ("whole", "first", "second")
+    assert cells.marked[:, 0].tolist() == [True, True, False]
+    assert not cells.marked[:, 1:].any()
+    (section,) = sections([found])
+    (block,) = section.blocks
+    assert [row[:2] for row in block.tables[0].rows] == [
+        ("digit · parity", "conflict"),
+        ("digit · size", "—"),
+        ("parity · size", "—"),
+    ]

@@ -107,7 +107,7 @@ def _spectrum_cost(options: Mapping[str, Any]) -> Cost:
 def _plane_cost(options: Mapping[str, Any]) -> Cost:
     """Every cell, or those through which a smooth surface is splined; a rugged one takes more, up to every cell."""
     cells = options["points"] ** 2
-    return _passes(forwards=cells if options["interpolate"] is None else min(cells, 17 * 17 + 24))
+    return _passes(forwards=cells if options["interpolate"] is None else min(cells, 13 * 13 + 24))
 
 
 MEASURES: Mapping[str, _Named] = {

@@ -1,10 +1,12 @@
-"""Tables of per-sample gradients: what their Gram matrix says, and which samples the gradient comes from."""
+"""Tables of gradients: what the Gram matrix of samples says, which of them the gradient comes from, which tasks oppose."""
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 
-from theodolite.records import Estimate, Gradients
+from theodolite.records import Estimate, Gradients, TaskGradients
 from theodolite.reports.tables import Table
 from theodolite.reports.wording import number
 
@@ -73,4 +75,25 @@ def samples_table(record: Gradients) -> Table:
         words=2 if grouped else 1,
         note="A sample that opposes the rest has a negative part of ‖ḡ‖²: ⟨gᵢ, ḡ⟩/(B‖ḡ‖²).",
         folded=True,
+    )
+
+
+def tasks_table(record: TaskGradients) -> Table:
+    """The agreement of every pair of tasks on the parameters that they share."""
+    graph = record.alignment.conflict_graph()
+    rows = tuple(
+        (
+            f"{record.tasks[a]} · {record.tasks[b]}",
+            "conflict" if graph[a, b] else "—",
+            number(float(record.cosines[a, b]), float(record.cosine_stderrs[a, b])),
+            f"{number(float(record.norms[a]))} · {number(float(record.norms[b]))}",
+        )
+        for a, b in combinations(range(len(record.tasks)), 2)
+    )
+    return Table(
+        title="Gradients of tasks",
+        columns=("tasks", "beyond chance", "cosine", "norms"),
+        rows=rows,
+        words=2,
+        note="± is one standard error from the data. A conflict is a dot product below zero, at 95 % shared among the pairs.",
     )

@@ -9,23 +9,29 @@ from typing import Any, TypeVar
 import numpy as np
 
 from theodolite.records import (
+    Atlas,
+    Connectivity,
     Cost,
     Density,
     Event,
     Gradients,
     Line,
+    Path,
     Plane,
     Record,
     Scalars,
     Snapshot,
     Spectrum,
     Stability,
+    TaskGradients,
     Trace,
+    Trajectory,
 )
 from theodolite.reports import figures
 from theodolite.reports.curvature_rows import TABLES
 from theodolite.reports.figures import Figure
-from theodolite.reports.gradient_rows import readings_table, samples_table
+from theodolite.reports.gradient_rows import readings_table, samples_table, tasks_table
+from theodolite.reports.landscape_rows import atlas_table, connectivity_table, path_table, trajectory_table
 from theodolite.reports.rows import (
     density_table,
     gradients_table,
@@ -39,16 +45,21 @@ from theodolite.reports.wording import count, duration, slug
 
 R = TypeVar("R", bound=Record)
 SHOWN: tuple[type[Record], ...] = (
+    Atlas,
+    Connectivity,
     Density,
     Event,
     Gradients,
     Line,
+    Path,
     Plane,
     Scalars,
     Snapshot,
     Spectrum,
     Stability,
+    TaskGradients,
     Trace,
+    Trajectory,
     *TABLES,
 )
 
@@ -102,7 +113,7 @@ def sections(records: Sequence[Record]) -> tuple[Section, ...]:
         ("loss", "Loss and stability", _loss),
         ("curvature", "Loss curvature", _curvature),
         ("layers", "Curvature and gradient magnitude by layer", _layers),
-        ("alignment", "Gradient magnitude and alignment of samples", _alignment),
+        ("alignment", "Gradient magnitude and alignment", _alignment),
         ("detail", "Curvature by class, direction and batch", _detail),
         ("landscape", "Loss landscape", _landscape),
         ("others", "Other readings", _others),
@@ -194,6 +205,13 @@ def _alignment(records: Sequence[Record]) -> Iterable[Block]:
             own = (tables[name],) if name in tables else ()
             if figure is not None or own:
                 yield _block(title, figure, own, [gradients], *remark, half=name in ("norms", "trade-off"))
+    yield from _tasks(records)
+
+
+def _tasks(records: Sequence[Record]) -> Iterable[Block]:
+    for tasks in _last(records, TaskGradients, lambda r: slug(" ".join(r.tasks))):
+        figure = figures.conflicts(tasks) if len(tasks.tasks) > 1 else None
+        yield _block("Gradients of tasks", figure, (tasks_table(tasks),), [tasks])
 
 
 def _drawn(draw: Callable[[Gradients], Figure], gradients: Gradients) -> tuple[Figure | None, tuple[str, ...]]:
@@ -221,12 +239,43 @@ def _others(records: Sequence[Record]) -> Iterable[Block]:
 
 
 def _landscape(records: Sequence[Record]) -> Iterable[Block]:
+    for atlas in _last(records, Atlas, lambda r: r.kind):
+        yield _block("Slices", figures.atlas(atlas) if atlas.names else None, (atlas_table(atlas),), [atlas])
     for plane in _last(records, Plane, lambda r: slug(r.name)):
-        figure = figures.plane(plane) if min(plane.losses.shape) > 1 else None
+        broad = min(plane.losses.shape) > 1
+        figure = figures.plane(plane) if broad else None
         yield _block("Loss over a plane", figure, (landscape_table(plane),), [plane], half=True)
+        if broad and np.isfinite(plane.losses).any():
+            yield _block("Surface over a plane", figures.surface(plane), (), [plane], half=True)
+    for trajectory in _last(records, Trajectory, lambda r: slug(r.name)):
+        figure = figures.trajectory(trajectory) if trajectory.losses.size else None
+        yield _block("A training from a plane", figure, (trajectory_table(trajectory),), [trajectory], half=True)
     for line in _last(records, Line, lambda r: slug(r.name)):
         figure = figures.line(line) if line.losses.size else None
         yield _block("Loss along a line", figure, (landscape_table(line),), [line], half=True)
+    yield from _over_training(records)
+    for path in _last(records, Path, lambda r: slug("-".join(r.profiles))):
+        figure = figures.profiles(path) if path.losses.size else None
+        yield _block("Loss between two checkpoints", figure, (path_table(path),), [path])
+    for pairs in _last(records, Connectivity, lambda r: slug(r.profile)):
+        figure = figures.connectivity(pairs) if len(pairs.names) > 1 else None
+        yield _block("Barriers between checkpoints", figure, (connectivity_table(pairs),), [pairs], half=True)
+
+
+def _over_training(records: Sequence[Record]) -> Iterable[Block]:
+    """Lines of one kind at three steps or more, on the positions of the last."""
+    kinds: dict[str, list[Line]] = {}
+    for record in records:
+        if isinstance(record, Line) and record.step is not None and record.losses.size:
+            kinds.setdefault(slug(record.name), []).append(record)
+    for lines in kinds.values():
+        alike = [
+            line for line in lines if line.name == lines[-1].name and np.array_equal(line.alphas, lines[-1].alphas)
+        ]
+        if len({line.step for line in alike}) > 2:
+            spent = cost_text(sum((line.cost for line in alike), Cost()))
+            block = _block("Slices over training", figures.ridgelines(alike), (), alike)
+            yield replace(block, origin=(f"{len(alike)} lines · {spent} in all",), half=True)
 
 
 def _last(records: Sequence[Record], kind: type[R], key: Callable[[R], str]) -> list[R]:

@@ -1,12 +1,13 @@
-"""Where in the network groups of samples pull against each other: cosines of their mean gradients by layer."""
+"""Where in the network groups of samples or tasks pull against each other: cosines of their mean gradients by layer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import combinations
 
 import numpy as np
 
-from theodolite.records import Gradients
+from theodolite.records import Gradients, TaskGradients
 from theodolite.records.groups import GroupAlignment
 from theodolite.reports.figures.description import Axis, Cells, Figure, Panel
 from theodolite.reports.figures.layers import MOST_ROWS, shown_layers
@@ -15,11 +16,11 @@ from theodolite.reports.wording import number
 MOST_PAIRS = 24
 
 
-def conflicts(gradients: Gradients) -> Figure:
-    """Cosine between the mean gradients of every pair of groups in every layer; crosses mark conflicts beyond chance.
+def conflicts(record: Gradients | TaskGradients) -> Figure:
+    """Cosine between the mean gradients of every pair of groups or tasks in every layer; crosses mark conflicts beyond chance.
 
     Args:
-        gradients: a record with groups.
+        record: gradients with groups, or those of tasks.
 
     Returns:
         A figure of one panel: the whole gradient on top, the layers below in network order.
@@ -27,15 +28,12 @@ def conflicts(gradients: Gradients) -> Figure:
     Raises:
         ValueError: if the record has no groups, or only one.
     """
-    whole = gradients.group_alignment
+    kind, whole, layers = _read(record)
     if len(whole.names) < 2:
-        raise ValueError(f"The map of conflicts needs two groups or more; found {len(whole.names)}.")
-    found: dict[str, GroupAlignment] = {"whole": whole}
-    if gradients.layer_grams is not None:
-        layers = gradients.layer_group_alignment
-        rows = shown_layers(np.array([_least(each) for each in layers.values()]), most=MOST_ROWS - 1)
-        names = tuple(layers)
-        found |= {names[row]: layers[names[row]] for row in rows}
+        raise ValueError(f"The map of conflicts needs two {kind} or more; found {len(whole.names)}.")
+    rows = shown_layers(np.array([_least(each) for each in layers.values()]), most=MOST_ROWS - 1)
+    names = tuple(layers)
+    found = {"whole": whole} | {names[row]: layers[names[row]] for row in rows}
     pairs = _pairs(list(found.values()))
     z = np.array([[each.cosines[a, b] for a, b in pairs] for each in found.values()])
     graphs = [each.conflict_graph() for each in found.values()]
@@ -49,9 +47,9 @@ def conflicts(gradients: Gradients) -> Figure:
         for layer, each in found.items()
     )
     return Figure(
-        name="group-conflicts",
-        title="Agreement of groups by layer",
-        caption=_caption(whole, found, marked, len(pairs)),
+        name=f"{kind[:-1]}-conflicts",
+        title=f"Agreement of {kind} by layer",
+        caption=_caption(kind, whole, found, marked, len(pairs)),
         limits=(
             "A cross is a dot product of mean gradients below zero beyond chance, with the level of 95 % shared among the pairs of "
             "a row, not among rows. Plain gradients are compared: an optimiser that scales entries may turn an agreement around."
@@ -66,6 +64,14 @@ def conflicts(gradients: Gradients) -> Figure:
         width=max(360, min(760, 260 + 34 * len(pairs))),
         height=150 + (22 if len(found) <= 20 else 13) * len(found),
     )
+
+
+def _read(record: Gradients | TaskGradients) -> tuple[str, GroupAlignment, Mapping[str, GroupAlignment]]:
+    """What is compared, in the whole gradient and in each layer that was kept."""
+    if isinstance(record, TaskGradients):
+        return "tasks", record.alignment, record.layer_alignment
+    layers = {} if record.layer_grams is None else record.layer_group_alignment
+    return "groups", record.group_alignment, layers
 
 
 def _least(alignment: GroupAlignment) -> float:
@@ -85,12 +91,12 @@ def _pairs(rows: list[GroupAlignment]) -> list[tuple[int, int]]:
     return [pairs[place] for place in sorted(np.argsort(lows, kind="stable")[:MOST_PAIRS].tolist())]
 
 
-def _caption(whole: GroupAlignment, found: dict[str, GroupAlignment], marked: np.ndarray, drawn: int) -> str:
+def _caption(kind: str, whole: GroupAlignment, found: dict[str, GroupAlignment], marked: np.ndarray, drawn: int) -> str:
     edges = whole.conflicts()
     text = [
         f"Conflicts of the whole gradient: {', '.join(f'{a} against {b}' for a, b in edges[:6])}{' …' if len(edges) > 6 else ''}."
         if edges
-        else "No two groups conflict in the whole gradient beyond chance."
+        else f"No two {kind} conflict in the whole gradient beyond chance."
     ]
     layers = int(marked[1:].any(axis=1).sum())
     if len(found) > 1:
