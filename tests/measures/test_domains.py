@@ -96,6 +96,11 @@ def test_disorder_of_known_streams() -> None:
     assert [each.value for each in found.conflicts.values()] == [1, 1, 1]
     np.testing.assert_allclose(found.cosines, -1)
     assert found.frozen().tolist() == [False, True, False]
+    broken = SignFlips(
+        names=("a", "b"), task=np.array([[np.nan, 1.0], [1.0, 1.0]]), smooth=np.array([[1.0, -1.0], [-1.0, 1.0]])
+    )
+    assert np.isnan(broken.conflicts["a"].value)
+    assert broken.conflicts["b"].value == 0.5
     alone = SignFlips(names=("a",), task=task[:, :1])
     with pytest.raises(ValueError, match="second objective"):
         _ = alone.conflicts

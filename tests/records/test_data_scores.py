@@ -57,6 +57,14 @@ def test_samples_without_a_finite_gradient_are_never_kept() -> None:
     assert data_scores(gradients_of(rows), score="grand").keep(1.0).tolist() == [0, 1, 3]
 
 
+def test_infinite_losses_are_readings_and_never_kept() -> None:
+    record = gradients_of(heavy_rows(count=3), sample_losses=np.array([1.0, np.inf, 2.0]))
+    found = data_scores([record, record], score="loss")
+    assert found.values.tolist() == [1.0, np.inf, 2.0]
+    assert np.isnan(found.stderrs[1])
+    assert found.keep(1.0).tolist() == [0, 2]
+
+
 def test_what_cannot_be_scored_is_refused() -> None:
     record = gradients_of(heavy_rows(count=3))
     with pytest.raises(ValueError, match="Expected records with el2n, found one without"):
@@ -123,6 +131,10 @@ def test_samples_that_are_never_drawn() -> None:
     assert sampling.variance(np.eye(3)) == np.inf
     assert importance_sampling(np.zeros(4)).probabilities.tolist() == [0.25] * 4
     assert importance_sampling(np.array([1.0, 3.0])).effective_samples == pytest.approx(1 / (1 / 4 * 4 + 3 / 4 * 4 / 9))
+    assert importance_sampling(np.array([0.0, 0.0, 1.0, 1.0])).effective_samples == pytest.approx(1)
+    assert np.isnan(
+        importance_sampling(np.ones(3)).saving(np.ones((3, 3)))
+    )  # uniform draws of equal gradients have no noise
     with pytest.raises(ValueError, match="finite and not negative, found -1 at place 1"):
         importance_sampling(np.array([1.0, -1.0]))
     with pytest.raises(ValueError, match="share between 0 and 1, found 2"):
@@ -149,7 +161,13 @@ def test_sensitivity_sampling_is_unbiased_and_better_than_uniform() -> None:
         found = clusters(points, count=4, seed=seed)
         assert len({(a, b) for a, b in zip(found.labels, owners, strict=True)}) == 4  # the planted clusters
         for place, medoid in enumerate(found.medoids):
-            assert found.distances[medoid] == found.distances[found.labels == place].min()
+            own = found.labels == place
+            centre = points[own].mean(axis=0)
+            nearest = np.linalg.norm(points[own] - centre, axis=1).min()
+            assert np.linalg.norm(points[medoid] - centre) == pytest.approx(nearest)
+            np.testing.assert_allclose(found.distances[own], np.linalg.norm(points[own] - points[medoid], axis=1))
+        bounds = losses[found.medoids][found.labels] + found.distances  # losses change by at most half of the distance
+        assert (losses <= bounds + 1e-12).all()
         sampling = found.sensitivity_sampling(losses[found.medoids], spread=1.0, power=1.0)
         assert (sampling.probabilities * sampling.weights) @ losses == pytest.approx(losses.mean())
         savings.append(sampling.saving(np.outer(losses, losses)))
@@ -168,6 +186,8 @@ def test_clusters_of_equal_points_and_bad_counts() -> None:
     assert (first.labels == again.labels).all()
     with pytest.raises(ValueError, match="from 1 to 5 clusters of as many samples, found count=6"):
         clusters(np.ones((5, 2)), count=6)
+    with pytest.raises(ValueError, match="found NaN or infinity, first in sample 1"):
+        clusters(np.array([[0.0], [np.nan]]), count=1)
     with pytest.raises(ValueError, match="Expected a loss for each of 1 medoids, found 2"):
         found.sensitivity_sampling(np.ones(2))
 
@@ -238,8 +258,26 @@ def test_small_sources_are_kept_and_budgets_are_met() -> None:
     assert np.bincount(sources[named.places])[1] == 9
     with pytest.raises(ValueError, match="size between 1 and the 24 samples of the batch, found 25"):
         coreset(rows @ rows.T, size=25)
-    with pytest.raises(ValueError, match="holds all 13 samples of the kept sources"):
-        coreset(rows @ rows.T, size=13, sources=sources, keep=[0])
+    with pytest.raises(
+        ValueError, match=r"all 13 samples of the kept sources \[0\] and one of each of 2 others, found 14"
+    ):
+        coreset(rows @ rows.T, size=14, sources=sources, keep=[0])
+
+
+@pytest.mark.parametrize("size", range(3, 31, 3))
+def test_every_source_is_stood_for(size: int) -> None:
+    rows, sources = heavy_rows(count=30), np.array([0] * 26 + [1] * 2 + [2] * 2)
+    found = coreset(rows @ rows.T, size=size, sources=sources, keep=[])
+    counts = np.bincount(sources[found.places], minlength=3)
+    assert counts.sum() == size
+    assert found.weights.sum() == 30
+    assert [found.weights[sources[found.places] == source].sum() for source in range(3)] == [26, 2, 2]
+    assert (np.abs(counts - size * np.array([26, 2, 2]) / 30) < 2).all()
+
+
+def test_coresets_of_what_is_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="Expected finite products, found 5 that are not"):
+        coreset(np.where(np.eye(3)[0] + np.eye(3)[:, :1] > 0, np.nan, 1.0), size=1)
 
 
 # ------------------------------------------------------------------------------------------------------- loss weights

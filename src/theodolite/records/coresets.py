@@ -43,9 +43,9 @@ def coreset(
 ) -> Coreset:
     """Choose the samples whose gradients cover those of a large batch, to train on as if on all of it.
 
-    All samples of small sources are kept, and the others share what is left of the size in proportion to theirs. In each, samples
-    are added one by one that most raise Σ_i max_{j ∈ S} s_ij, the facility location of similarities s = max D − D of the
-    distances D between gradients; this reaches at least 1 − 1/e of the best there is.
+    All samples of small sources are kept, and the others share what is left of the size in proportion to theirs, one sample at
+    least. In each, samples are added one by one that most raise Σ_i max_{j ∈ S} s_ij, the facility location of similarities
+    s = max D − D of the distances D between gradients; this reaches at least 1 − 1/e of the best there is.
 
     Cost: m·b² operations for m of b samples.
 
@@ -56,7 +56,8 @@ def coreset(
         keep: sources all of whose samples are kept; None for those that have less than the share 1/(number of sources).
 
     Raises:
-        ValueError: size is not between 1 and the batch, or the kept sources exceed it.
+        ValueError: size is not between 1 and the batch, or too small for the kept sources and one sample of each other, or a
+            product is not finite.
 
     Example:
         >>> rows = np.array([[1.0, 0.0], [1.1, 0.0], [0.0, 2.0]])
@@ -75,10 +76,15 @@ def coreset(
     owners = np.zeros(count, dtype=np.int64) if sources is None else np.asarray(sources)
     names, sizes = np.unique(owners, return_counts=True)
     kept = np.isin(names, list(keep)) if keep is not None else (sizes * len(names) < count)
-    if sizes[kept].sum() + (~kept).any() > size:
+    if sizes[kept].sum() + (~kept).sum() > size:
         raise ValueError(
-            f"Expected a size that holds all {sizes[kept].sum()} samples of the kept sources {names[kept].tolist()} and one more, "
-            f"found {size}. Raise it, or name fewer in keep=."
+            f"Expected a size that holds all {sizes[kept].sum()} samples of the kept sources {names[kept].tolist()} and one of "
+            f"each of {(~kept).sum()} others, found {size}. Raise it, or name fewer in keep=."
+        )
+    if not np.isfinite(gram).all():
+        raise ValueError(
+            f"Expected finite products, found {int((~np.isfinite(gram)).sum())} that are not. Leave these samples out: "
+            "record.finite_gram."
         )
     budgets = _budgets(sizes, kept, size)
     squares = np.diagonal(gram)
@@ -119,13 +125,14 @@ def facility_location(
 
 
 def _budgets(sizes: Int[np.ndarray, " s"], kept: Bool[np.ndarray, " s"], size: int) -> Int[np.ndarray, " s"]:
-    """All of the kept sources, and of the others in proportion, rounded down and filled up by the largest remainders."""
-    budgets = np.where(kept, sizes, 0)
-    left, rest = size - int(budgets.sum()), np.where(kept, 0, sizes)
+    """All of the kept sources, and of the others in proportion, one at least, made up by what was rounded most."""
+    rest = np.where(kept, 0, sizes)
     if not rest.any():
-        return budgets
-    exact = left * rest / rest.sum()
-    budgets += np.floor(exact).astype(np.int64)
-    order = np.argsort(-(exact - np.floor(exact)), kind="stable")
-    budgets[order[: size - int(budgets.sum())]] += 1
+        return sizes
+    exact = np.where(kept, sizes, (size - sizes[kept].sum()) * rest / rest.sum())
+    budgets = np.maximum(np.floor(exact), 1).astype(np.int64)
+    while budgets.sum() < size:
+        budgets[(exact - budgets).argmax()] += 1
+    while budgets.sum() > size:  # sources that were given their one
+        budgets[np.where((budgets > 1) & ~kept, budgets - exact, -np.inf).argmax()] -= 1
     return budgets

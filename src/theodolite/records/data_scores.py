@@ -89,9 +89,9 @@ def data_scores(
     indices, where = np.unique(np.concatenate(places), return_inverse=True)
     values = np.concatenate(found)
     runs = np.bincount(where, minlength=len(indices))
-    means = np.bincount(where, weights=values, minlength=len(indices)) / runs
-    squares = np.bincount(where, weights=np.square(values - means[where]), minlength=len(indices))
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # a loss may be infinite
+        means = np.bincount(where, weights=values, minlength=len(indices)) / runs
+        squares = np.bincount(where, weights=np.square(values - means[where]), minlength=len(indices))
         stderrs = np.where(runs > 1, np.sqrt(squares / (runs - 1) / runs), np.nan)
     return DataScores(indices, means, stderrs, runs)
 

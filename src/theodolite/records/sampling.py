@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import final
 
@@ -33,8 +34,9 @@ class Sampling:
 
     @property
     def effective_samples(self) -> float:
-        """1/Σ p w²: what share of a uniform draw one of these is worth for values that are all alike (Kish, 1965)."""
-        return float(1 / (self.probabilities * np.square(self.weights)).sum())
+        """(Σ p w)²/Σ p w²: what share of a uniform draw one of these is worth for values that are all alike (Kish, 1965)."""
+        mean = (self.probabilities * self.weights).sum()
+        return float(mean**2 / (self.probabilities * np.square(self.weights)).sum())
 
     def draw(self, count: int, *, seed: int) -> tuple[Int[np.ndarray, " m"], Float[np.ndarray, " m"]]:
         """Places of samples, with replacement, and the weights that their losses are to be multiplied with."""
@@ -56,8 +58,9 @@ class Sampling:
         return float((squares[drawn] / self.probabilities[drawn]).sum() / len(gram) ** 2 - gram.mean())
 
     def saving(self, gram: Gram) -> float:
-        """Variance over that of uniform draws: what share of the batch has the same noise."""
-        return self.variance(gram) / Sampling(np.full(len(gram), 1 / len(gram))).variance(gram)
+        """Variance over that of uniform draws: what share of the batch has the same noise; NaN where uniform draws have none."""
+        uniform = Sampling(np.full(len(gram), 1 / len(gram))).variance(gram)
+        return self.variance(gram) / uniform if uniform > 0 else float("nan")
 
 
 def importance_sampling(scores: Float[np.ndarray, " n"], *, mix: float = 1.0) -> Sampling:
@@ -96,8 +99,8 @@ class Clusters:
 
     Args:
         labels: the cluster of each sample.
-        distances: of each sample from the centre of its cluster.
-        medoids: the sample closest to each centre.
+        distances: of each sample from the medoid of its cluster.
+        medoids: the sample closest to the centre of each.
     """
 
     labels: Int[np.ndarray, " n"]
@@ -109,8 +112,8 @@ class Clusters:
     ) -> Sampling:
         """Draw samples by an upper bound of their loss: p ∝ ℓ(medoid) + spread·distance^power.
 
-        Only the losses of the medoids must be evaluated. If the loss is Hölder continuous in the embedding with this constant, the
-        weighted mean of the draws is close to the mean loss of the data.
+        Only the losses of the medoids must be evaluated. It bounds the loss if that is Hölder continuous in the embedding with this
+        constant and power; the weighted mean of the draws is then close to the mean loss of the data.
 
         Args:
             medoid_losses: not negative.
@@ -138,7 +141,7 @@ def clusters(embeddings: Float[np.ndarray, "n d"], *, count: int, seed: int = 0)
         seed: of the first centres.
 
     Raises:
-        ValueError: there are more clusters than samples, or fewer than one.
+        ValueError: there are more clusters than samples, or fewer than one, or an embedding is not finite.
 
     Example:
         >>> found = clusters(np.array([[0.0], [0.1], [5.0]]), count=2)
@@ -147,14 +150,26 @@ def clusters(embeddings: Float[np.ndarray, "n d"], *, count: int, seed: int = 0)
     """
     if not 1 <= count <= len(embeddings):
         raise ValueError(f"Expected from 1 to {len(embeddings)} clusters of as many samples, found count={count}.")
+    if not np.isfinite(embeddings).all():
+        place = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
+        raise ValueError(f"Expected finite embeddings, found NaN or infinity, first in sample {place}. Leave it out.")
     points = embeddings.astype(np.float64, copy=False)
     rng = np.random.default_rng(seed)
     start = _apart(points, count, rng)
-    centres, labels = kmeans2(points, start, minit="matrix", missing="warn") if len(start) > 1 else _one(points)
+    centres, labels = _k_means(points, start) if len(start) > 1 else _one(points)
     used, labels = np.unique(labels, return_inverse=True)
-    distances = np.linalg.norm(points - centres[used][labels], axis=1)
-    medoids = [int(np.where(labels == place, distances, np.inf).argmin()) for place in range(len(used))]
-    return Clusters(labels.astype(np.int64), distances, np.array(medoids))
+    off = np.linalg.norm(points - centres[used][labels], axis=1)
+    medoids = np.array([int(np.where(labels == place, off, np.inf).argmin()) for place in range(len(used))])
+    return Clusters(labels.astype(np.int64), np.linalg.norm(points - points[medoids][labels], axis=1), medoids)
+
+
+def _k_means(
+    points: Float[np.ndarray, "n d"], start: Float[np.ndarray, "k d"]
+) -> tuple[Float[np.ndarray, "k d"], Int[np.ndarray, " n"]]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="One of the clusters is empty")  # it is left out
+        centres, labels = kmeans2(points, start, minit="matrix", missing="warn")
+    return centres, labels.astype(np.int64)
 
 
 def _one(points: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, "1 d"], Int[np.ndarray, " n"]]:

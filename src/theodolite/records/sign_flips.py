@@ -53,13 +53,14 @@ class SignFlips(Record):
 
     @property
     def conflicts(self) -> dict[str, Estimate]:
-        """Share of the steps at which the two objectives pull a scalar to opposite sides.
+        """Share of the steps at which the two objectives pull a scalar to opposite sides; NaN where a gradient is.
 
         Raises:
             ValueError: there is no second objective.
         """
         with np.errstate(invalid="ignore"):
-            opposed = np.sign(self.task) * np.sign(self._second) < 0
+            agreement = np.sign(self.task) * np.sign(self._second)
+        opposed = np.where(np.isnan(agreement), np.nan, agreement < 0)
         return self._named(opposed.mean(axis=0) if len(opposed) else np.full(len(self.names), np.nan), len(opposed))
 
     @property
