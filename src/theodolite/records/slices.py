@@ -42,8 +42,7 @@ def curvatures(line: Line) -> Curvatures:
     """Curvature of a line at every position but its ends.
 
     Example:
-        >>> import theodolite as th
-        >>> line = th.Line(alphas=np.arange(5.0), losses=np.arange(5.0) ** 3, stderrs=np.zeros(5), direction_norm=1.0,
+        >>> line = Line(alphas=np.arange(5.0), losses=np.arange(5.0) ** 3, stderrs=np.zeros(5), direction_norm=1.0,
         ...     name="given", parameter_norm=1.0)
         >>> curvatures(line).values.tolist()
         [6.0, 12.0, 18.0]
@@ -120,8 +119,7 @@ def width(line: Line, *, rise: float) -> Width:
         ValueError: the rise is not positive, or the line does not hold its centre.
 
     Example:
-        >>> import theodolite as th
-        >>> line = th.Line(alphas=np.linspace(-2, 2, 401), losses=np.linspace(-2, 2, 401) ** 2, stderrs=np.zeros(401),
+        >>> line = Line(alphas=np.linspace(-2, 2, 401), losses=np.linspace(-2, 2, 401) ** 2, stderrs=np.zeros(401),
         ...     direction_norm=3.0, name="given", parameter_norm=1.0)
         >>> round(width(line, rise=1.0).whole.value, 6)
         6.0
