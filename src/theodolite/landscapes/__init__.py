@@ -23,6 +23,7 @@ from theodolite.landscapes.paths import (
 )
 from theodolite.landscapes.planes import plane
 from theodolite.landscapes.scalars import accuracy
+from theodolite.landscapes.similarity import similarity
 from theodolite.landscapes.trajectories import PrincipalDirections, trajectory
 from theodolite.landscapes.volumes import volume
 
@@ -52,6 +53,7 @@ __all__ = [
     "normalise",
     "path",
     "plane",
+    "similarity",
     "snapshots",
     "trajectory",
     "volume",

@@ -42,6 +42,7 @@ from theodolite.records.record import Record
 from theodolite.records.sampling import Clusters, Sampling, clusters, importance_sampling
 from theodolite.records.sharpness import Sharpness
 from theodolite.records.sign_flips import SignFlips
+from theodolite.records.similarity import Similarity
 from theodolite.records.sketch_memory import SketchMemory
 from theodolite.records.slices import Curvatures, Width, curvatures, slices, width
 from theodolite.records.smoothness import Smoothness
@@ -102,6 +103,7 @@ __all__ = [
     "Scalars",
     "Sharpness",
     "SignFlips",
+    "Similarity",
     "SketchMemory",
     "Smoothness",
     "Snapshot",
