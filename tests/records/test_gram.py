@@ -215,6 +215,23 @@ def test_a_group_of_one_conflicts_with_nobody_for_certain() -> None:
     assert found.conflicts() == ()
 
 
+def test_few_samples_a_group_do_not_make_conflicts() -> None:
+    rng, flagged, groups = np.random.default_rng(2), 0, np.repeat(np.arange(10), 3)
+    for _ in range(200):  # means that agree with none: no conflict in 95 % of draws, by normal quantiles in 54 %
+        g = rng.standard_normal((30, 50)) + 5 * np.eye(10, 50)[groups]
+        flagged += bool(group_alignment(g @ g.T, groups, tuple("abcdefghij")).conflicts())
+    assert flagged <= 10 + 3 * np.sqrt(200 * 0.05 * 0.95)
+
+
+def test_degrees_of_a_conflict_are_those_of_its_groups() -> None:
+    g = np.concatenate([np.random.default_rng(0).standard_normal((40, 5)), np.tile(np.eye(1, 5), (3, 1))])
+    found = group_alignment(g @ g.T, np.repeat([0, 1], [40, 3]), ("noisy", "still"))
+    assert isinstance(found.degrees, np.ndarray)
+    assert found.degrees[0, 1] == pytest.approx(39)  # all noise is of the first group
+    same = group_alignment(np.kron([[1.0, -1.0], [-1.0, 1.0]], np.ones((3, 3))), np.repeat([0, 1], 3), ("a", "b"))
+    assert same.conflicts() == (("a", "b"),)  # no noise at all
+
+
 def test_conflict_is_told_from_chance() -> None:
     """Independent groups are flagged in less than 5 % of draws, also among six pairs; opposed ones always."""
     flagged = 0

@@ -27,7 +27,7 @@ class GroupAlignment:
         cosine_stderrs: their standard errors by leaving out one sample of each group at a time.
         within: mean cosine between samples of one group.
         between: mean cosine between samples of different groups.
-        degrees: of freedom of the errors; None where they are known as if from infinitely many.
+        degrees: of freedom of the errors, of all or of each pair; None where they are known as if from infinitely many.
     """
 
     names: tuple[str, ...]
@@ -38,13 +38,13 @@ class GroupAlignment:
     cosine_stderrs: Float[np.ndarray, "k k"]
     within: float
     between: float
-    degrees: int | None = None
+    degrees: int | Float[np.ndarray, "k k"] | None = None
 
     def conflicts(self, *, level: float = 0.95) -> tuple[tuple[str, str], ...]:
         """Pairs of groups whose mean gradients oppose each other beyond chance, the strongest first: the conflict graph's edges.
 
         A step for one group raises the loss of the other. ⟨ḡ_a, ḡ_b⟩ of different groups has no bias, so that it is tested by
-        itself, with the level shared among all pairs (Bonferroni).
+        itself by Student's t, with the level shared among all pairs (Bonferroni).
 
         Args:
             level: probability that groups without a conflict show none.
@@ -57,7 +57,7 @@ class GroupAlignment:
         """Whether two groups conflict beyond chance, as in ``conflicts``."""
         tests = max(len(self.names) * (len(self.names) - 1) // 2, 1)
         rank = 1 - (1 - level) / tests
-        reach = float(ndtri(rank) if self.degrees is None else stdtrit(self.degrees, rank))
+        reach = ndtri(rank) if self.degrees is None else stdtrit(self.degrees, rank)
         with np.errstate(invalid="ignore"):
             return np.asarray(self.dots + reach * self.dot_stderrs < 0)  # False where the error is not known
 
@@ -77,7 +77,7 @@ def group_alignment(gram: Gram, groups: Int[np.ndarray, " b"], names: tuple[str,
         dots = member.T @ slopes / counts[:, None]
         lengths = np.sqrt(np.maximum(np.diagonal(dots), 0.0))
         shared = dots / np.multiply.outer(lengths, lengths)
-        stderrs = _dot_stderrs(member, slopes, counts)
+        stderrs, degrees = _dot_stderrs(member, slopes, counts)
         errors = cosine_stderrs(np.diagonal(gram), groups, slopes, dots)
     same = pairs(np.equal.outer(groups, groups).astype(np.float64)) > 0
     between_samples = pairs(cosines(gram))
@@ -90,6 +90,7 @@ def group_alignment(gram: Gram, groups: Int[np.ndarray, " b"], names: tuple[str,
         errors,
         _mean(between_samples[same]),
         _mean(between_samples[~same]),
+        degrees,
     )
 
 
@@ -100,15 +101,19 @@ def _mean(values: Float[np.ndarray, " p"]) -> float:
 
 def _dot_stderrs(
     member: Float[np.ndarray, "b k"], slopes: Float[np.ndarray, "b k"], counts: Float[np.ndarray, " k"]
-) -> Float[np.ndarray, "k k"]:
-    """√(Var_a⟨g_i, ḡ_b⟩/n_a + Var_b⟨g_j, ḡ_a⟩/n_b), the jackknife over each of the two groups."""
+) -> tuple[Float[np.ndarray, "k k"], Float[np.ndarray, "k k"]]:
+    """√(Var_a⟨g_i, ḡ_b⟩/n_a + Var_b⟨g_j, ḡ_a⟩/n_b), the jackknife over each of the two groups, and its degrees of freedom.
+
+    They are Welch's. By normal quantiles 10 groups of 3 samples that agree show a conflict in 46 % of draws, at a level of 95 %.
+    """
     means = member.T @ slopes / counts[:, None]
     squares = member.T @ np.square(slopes) / counts[:, None] - np.square(means)
     of_rows = np.maximum(squares, 0.0) / (counts - 1)[:, None]
-    found = np.sqrt(of_rows + of_rows.T)
-    found[np.isinf(found) | (counts < 2)[:, None] | (counts < 2)] = np.nan
-    np.fill_diagonal(found, np.nan)
-    return np.asarray(found)
+    both = of_rows + of_rows.T
+    shares = np.where(both > 0, of_rows / both, 0.5) ** 2 / (counts - 1)[:, None]
+    found, degrees = np.sqrt(both), 1 / (shares + shares.T)
+    unknown = np.isinf(found) | (counts < 2)[:, None] | (counts < 2) | np.eye(len(counts), dtype=np.bool_)
+    return np.where(unknown, np.nan, found), np.where(unknown, np.nan, degrees)
 
 
 def cosine_stderrs(
