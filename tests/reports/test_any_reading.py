@@ -59,7 +59,7 @@ def test_every_reading_is_described_and_worded(readings):
     with np.errstate(all="ignore"):
         records = survey(**readings)
         figures = figures_of(records)
-        assert len(figures) == 5
+        assert len(figures) == 6
         for figure in figures:
             json.dumps(specification(figure), allow_nan=False)
             for panel in figure.panels:

@@ -115,7 +115,7 @@ def test_every_lens_has_its_figures_captions_tables_and_costs(page):
         "Cost and events",
     ):
         assert words in text
-    assert len(page.all("figure")) == 14
+    assert len(page.all("figure")) == 18
     assert text.count("What it does not show") == 14
     assert "not converged" in text
     assert "143 products, 2 gradients, 6.4 s" in text
@@ -153,7 +153,7 @@ def test_how_it_was_computed_and_what_the_caption_says_are_folded(page):
 
 def test_layers_and_surfaces_stand_beside_each_other(page):
     classes = [attributes.get("class") for attributes in page.all("div")]
-    assert classes.count("block half") == 10
+    assert classes.count("block half") == 14
     styles = "".join(data for tag, data in page.texts if tag == "style")
     assert re.search(r"@media \(min-width: 1200px\) \{[^@]*\.block\.half \{ grid-column: auto; \}", styles)
 

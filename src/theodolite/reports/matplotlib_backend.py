@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from theodolite.reports.extras import extra
 from theodolite.reports.figures.description import Axis, Figure, Panel
+from theodolite.reports.figures.relief import Surface
 from theodolite.reports.figures.scales import log_ticks, symlog_ticks
 from theodolite.reports.matplotlib_marks import MARKS, Colors, plain
+from theodolite.reports.matplotlib_relief import RELIEF, surface
 from theodolite.reports.palette import THEMES
 from theodolite.reports.wording import short, tick_labels
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
+DRAWN = MARKS | RELIEF
 PIXELS = 96  # CSS pixels an inch
 STYLE: dict[str, Any] = {
     "svg.hashsalt": "theodolite",  # element names are hashes; without a salt they are drawn at random
@@ -121,6 +124,9 @@ def _draw(figure: Figure, colors: Colors, *, title: bool) -> Drawing:
         else drawing.add_gridspec(1, len(weights), width_ratios=weights)
     )
     for index, panel in enumerate(figure.panels):
+        if isinstance(panel.marks[0], Surface):
+            surface(drawing.add_subplot(grid[index], projection="3d"), panel, colors)
+            continue
         axes = drawing.add_subplot(grid[index])
         _panel(axes, panel, colors)
         if stacked and index < len(weights) - 1:
@@ -137,7 +143,7 @@ def _panel(axes: Axes, panel: Panel, colors: Colors) -> None:
     _axis(axes, "y", panel.y)
     axes.set(xlim=panel.x.limits, ylim=panel.y.limits)
     for order, mark in enumerate(panel.marks):
-        MARKS[type(mark)](axes, mark, colors, 2 + 0.1 * order)
+        DRAWN[type(mark)](axes, mark, colors, 2 + 0.1 * order)
     axes.set(xlim=panel.x.limits, ylim=panel.y.limits)
     if panel.aspect is not None:
         axes.set_aspect(panel.aspect, adjustable="box")

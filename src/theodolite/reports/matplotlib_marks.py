@@ -195,6 +195,9 @@ def _path(axes: Axes, mark: Path, colors: Colors, order: float) -> None:
         zorder=order,
         path_effects=[Stroke(linewidth=3.0, foreground=colors["halo"], alpha=0.8), Normal()],
     )
+    if mark.off is not None:
+        sizes = (6.5 + 9 * np.clip(mark.off, 0, 1)) ** 2
+        axes.scatter(mark.x, mark.y, s=sizes, color=colors["halo"], alpha=0.8, linewidths=0, zorder=order + 0.01)
     axes.scatter(
         mark.x,
         mark.y,

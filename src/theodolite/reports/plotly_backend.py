@@ -7,10 +7,14 @@ import math
 import numpy as np
 
 from theodolite.reports.figures.description import Axis, Figure, Panel, Rule, Ticks
+from theodolite.reports.figures.relief import Surface
 from theodolite.reports.figures.scales import log_ticks, symlog_ticks
 from theodolite.reports.palette import LIGHT, tint
 from theodolite.reports.plotly_marks import TRACES, Colors, Spec, escaped, positions
+from theodolite.reports.plotly_relief import RELIEF, surface
 from theodolite.reports.wording import short, tick_labels
+
+DRAWN = TRACES | RELIEF
 
 LEGEND: Spec = {
     "orientation": "h",
@@ -76,6 +80,10 @@ def _panel(
 ) -> None:
     stacked = figure.arrangement == "stacked"
     suffix = "" if index == 1 else str(index)
+    if isinstance(panel.marks[0], Surface):
+        trace, layout[f"scene{suffix}"] = surface(panel, figure, colors)
+        data.append({"scene": f"scene{suffix}", "showlegend": False} | trace)
+        return
     x, y = _axes(index, panel, domain, figure, colors)
     top, left = (domain[1], 0.0) if stacked else (1.0, domain[0])
     legend = LEGEND | {"x": left, "y": top + 6 / figure.height}
@@ -87,7 +95,7 @@ def _panel(
         if isinstance(mark, Rule):
             _rule(mark, panel, suffix, colors, layout)
             continue
-        for trace in TRACES[type(mark)](mark, panel, colors):
+        for trace in DRAWN[type(mark)](mark, panel, colors):
             axis = {"yaxis": f"y{index + 10}"} if isinstance(mark, Ticks) else {}
             data.append(place | axis | {"showlegend": bool(trace.get("name"))} | trace)
 

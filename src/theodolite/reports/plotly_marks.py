@@ -238,6 +238,7 @@ def _path(mark: Path, panel: Panel, colors: Colors) -> list[Spec]:
     return [
         halo | {"line": {"color": tint(colors["halo"], 0.8), "width": 4}},
         halo | {"line": {"color": colors["path"], "width": 1.8}},
+        *([] if mark.off is None else [halo | _rings(mark, colors)]),
         {
             "type": "scatter",
             "mode": "markers+text",
@@ -264,6 +265,12 @@ def _path(mark: Path, panel: Panel, colors: Colors) -> list[Spec]:
         }
         | _hover(mark.hover),
     ]
+
+
+def _rings(mark: Path, colors: Colors) -> Spec:
+    assert mark.off is not None
+    sizes = [rounded(9 + 12 * min(max(float(share), 0.0), 1.0), digits=3) or 9 for share in mark.off]
+    return {"mode": "markers", "marker": {"size": sizes, "color": tint(colors["halo"], 0.8), "line": {"width": 0}}}
 
 
 def _cells(mark: Cells, panel: Panel, colors: Colors) -> list[Spec]:

@@ -1,8 +1,10 @@
 """Records to figure descriptions: what is drawn, apart from any drawing library."""
 
 from theodolite.reports.figures.absent import unjudged
+from theodolite.reports.figures.atlas import atlas
 from theodolite.reports.figures.blocks import traces
 from theodolite.reports.figures.conflicts import conflicts
+from theodolite.reports.figures.connections import connectivity, profiles
 from theodolite.reports.figures.description import (
     Axis,
     Band,
@@ -25,9 +27,13 @@ from theodolite.reports.figures.gram import gram
 from theodolite.reports.figures.lines import line
 from theodolite.reports.figures.norms import sample_norms
 from theodolite.reports.figures.planes import plane
+from theodolite.reports.figures.relief import Heat, Surface, Zone
+from theodolite.reports.figures.ridgelines import ridgelines
 from theodolite.reports.figures.spectra import density
 from theodolite.reports.figures.stability import loss_and_sharpness
+from theodolite.reports.figures.surfaces import surface
 from theodolite.reports.figures.trade_off import trade_off
+from theodolite.reports.figures.trajectories import trajectory
 
 __all__ = [
     "Axis",
@@ -36,6 +42,7 @@ __all__ = [
     "Cells",
     "Contour",
     "Figure",
+    "Heat",
     "Labels",
     "Line",
     "Mark",
@@ -43,8 +50,12 @@ __all__ = [
     "Path",
     "Rule",
     "Scatter",
+    "Surface",
     "Ticks",
+    "Zone",
+    "atlas",
     "conflicts",
+    "connectivity",
     "crossing",
     "density",
     "departure",
@@ -53,8 +64,12 @@ __all__ = [
     "line",
     "loss_and_sharpness",
     "plane",
+    "profiles",
+    "ridgelines",
     "sample_norms",
+    "surface",
     "traces",
     "trade_off",
+    "trajectory",
     "unjudged",
 ]

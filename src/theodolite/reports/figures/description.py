@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
+from theodolite.reports.figures.relief import Heat, Surface, Zone
+
 Scale = Literal["linear", "log", "symlog"]
 
 
@@ -108,13 +110,17 @@ class Contour:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Path:
-    """A trajectory whose points carry a value, coloured on the scale of the contours beneath it."""
+    """A trajectory whose points carry a value, coloured on the scale of the contours beneath it.
+
+    A ring around each is as wide as the share of its displacement ``off`` the plane.
+    """
 
     x: Float[np.ndarray, " n"]
     y: Float[np.ndarray, " n"]
     values: Float[np.ndarray, " n"]
     levels: Float[np.ndarray, " l"]
     scale: Scale
+    off: Float[np.ndarray, " n"] | None = None
     label: str = ""
     hover: tuple[str, ...] = ()
 
@@ -142,7 +148,7 @@ class Labels:
     color: str
 
 
-Mark = Line | Band | Scatter | Bars | Rule | Ticks | Contour | Path | Cells | Labels
+Mark = Line | Band | Scatter | Bars | Rule | Ticks | Contour | Path | Cells | Labels | Surface | Zone | Heat
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from theodolite.records import Plane
 from theodolite.reports.figures.description import Axis, Contour, Figure, Panel, Path, Scatter
 from theodolite.reports.figures.lines import DRAWN
+from theodolite.reports.figures.overlays import off_plane, overlay_words, ring, zones
 from theodolite.reports.figures.scales import HUGE, ends_of
 from theodolite.reports.wording import number, slug
 
@@ -36,13 +37,14 @@ def plane(record: Plane, *, cap: float | None = None) -> Figure:
     References:
         Li et al., "Visualizing the loss landscape of neural nets" (2018).
     """
-    contour, hidden = _contour(record, cap)
+    contour, hidden = contours(record, cap)
     aspect = _aspect(record)
-    marks = (contour, *_trajectory(record, contour))
+    bands = zones(record, contour)
+    marks = (contour, *bands, *ring(record), *_trajectory(record, contour))
     return Figure(
         name=slug(f"plane-{record.name}"),
         title=_plane_title(record),
-        caption=_plane_caption(record, hidden, aspect),
+        caption=_plane_caption(record, hidden, aspect, banded=bool(bands)),
         limits=_plane_limits(record),
         panels=(Panel(marks=marks, x=_plane_axis(record, 0), y=_plane_axis(record, 1), aspect=aspect),),
         width=WIDTH,
@@ -50,12 +52,14 @@ def plane(record: Plane, *, cap: float | None = None) -> Figure:
     )
 
 
-def _contour(record: Plane, cap: float | None) -> tuple[Contour, str]:
+def contours(record: Plane, cap: float | None) -> tuple[Contour, str]:
     """The contours, and what of the plane they hide."""
     z = record.losses.T
     lost = ~np.isfinite(z)
-    top = cap if cap is not None else _automatic_cap(z)
+    top = min(cap if cap is not None else _automatic_cap(z), record.cap)
     capped = ~lost & ((z > top) | (z < -HUGE))
+    if record.partial is not None:  # read on the first chunk alone
+        capped |= ~lost & record.partial.T
     masked = lost | capped
     scale, levels = _levels(z[~masked])
     hidden = _masked_label(int(lost.sum()), int(capped.sum()), top)
@@ -108,6 +112,7 @@ def _trajectory(record: Plane, contour: Contour) -> tuple[Path | Scatter, ...]:
             values=values,
             levels=contour.levels,
             scale=contour.scale,
+            off=off_plane(record),
             label="checkpoints, coloured by their own loss",
             hover=tuple(
                 f"{step}<br>loss at the checkpoint {number(value)}<br>distance from the plane {number(d, digits=3)}"
@@ -160,7 +165,7 @@ def _plane_title(record: Plane) -> str:
     return f"Loss over a plane of {DRAWN.get(record.name, record.name)} directions"
 
 
-def _plane_caption(record: Plane, hidden: str, aspect: float | None) -> str:
+def _plane_caption(record: Plane, hidden: str, aspect: float | None, *, banded: bool) -> str:
     finite = record.losses[np.isfinite(record.losses)]
     span = (
         f"Losses from {number(float(finite.min()))} to {number(float(finite.max()))}"
@@ -185,8 +190,10 @@ def _plane_caption(record: Plane, hidden: str, aspect: float | None) -> str:
         far = float(np.max(record.path_distances))
         text.append(
             f"The checkpoints lie up to {number(far, digits=3)} off the plane; where a marker's colour differs from "
-            "its surroundings, the plane does not show the loss that the training saw."
+            "its surroundings, the plane does not show the loss that the training saw. White rings are as wide as the share of "
+            "the way to a checkpoint that lies off the plane."
         )
+    text += overlay_words(record, banded=banded)
     text.append(
         "Equal lengths are equal distances in parameter space." if aspect else "The axes are drawn to different scales."
     )

@@ -37,8 +37,20 @@
     return Math.round(labels.around + (planned - labels.around) * Math.min(Math.max(share, 0.3), 1));
   };
 
+  // A surface needs WebGL; without it the picture for readers without scripts stands in its place.
+  const webgl = (() => {
+    const context = document.createElement("canvas").getContext("webgl");
+    context?.getExtension("WEBGL_lose_context")?.loseContext();
+    return Boolean(context);
+  })();
+
   const draw = (place) => {
     const name = place.dataset.plot;
+    if (figures[name].layout.scene && !webgl) {
+      place.innerHTML = place.nextElementSibling.textContent;
+      place.dataset.drawn = "yes";
+      return undefined;
+    }
     const palette = colors();
     const { data, layout } = painted(figures[name], palette, false);
     layout.height = height(place);
