@@ -91,6 +91,7 @@ def on_slices(rank: int) -> dict[str, Any]:
             "shifted": message_of(lambda: A.shift(1.0)),
             "preconditioned": message_of(lambda: cg(positive, b, preconditioner=Diagonal(b))),
             "narrow": message_of(lambda: Sharded(Dense(torch.ones(1, 1)), group)),
+            "twice": message_of(lambda: Sharded(A, group)),
             "not finite here": message_of(lambda: cg(positive, spoilt)),
             "not finite": message_of(lambda: A @ spoilt),
         },

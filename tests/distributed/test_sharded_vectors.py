@@ -56,6 +56,7 @@ SAID = {
     "shifted": r"OperatorError: .*an operator made of it.*Sharded\(A.shift\(δ\), group\)",
     "preconditioned": r"OperatorError: .*sharded alike: Sharded\(preconditioner, group\)",
     "narrow": "OperatorError: Sharded over 2 ranks is a square operator with as many rows or more, found <Dense: 1×1",
+    "twice": "OperatorError: Expected whole vectors for Sharded, found <Dense, part of 41: .*has slices already",
     "not finite here": r"NonFiniteError: b has 1 entries here|NonFiniteError: b has 0 entries here",
     "not finite": r"NonFiniteError: .*not finite: 1 of|NonFiniteError: .*in the slice of another rank",
 }

@@ -1,4 +1,4 @@
-"""Arguments of the wrong type and parameters that are not finite, at every curvature measure."""
+"""Arguments of the wrong type and parameters that are not finite, at every measure."""
 
 from __future__ import annotations
 
@@ -21,20 +21,30 @@ from theodolite.problem.arguments import one_or_several, optional, real, several
 
 PROBLEM = BY_NAME["mlp"].problem()
 OPTIMIZER = SGD(PROBLEM.model.parameters(), lr=0.1)
-CURVATURE = (
+MEASURES = (
     "alignment",
     "batch_sharpness",
     "classwise",
     "coherence",
+    "curved_noise",
     "density",
     "directional",
+    "domain_alignment",
+    "elements",
     "fisher_trace",
     "flow_sharpness",
+    "gap_change",
+    "gradient_norm_term",
     "influence",
+    "input_gradients",
+    "integrated_gradients",
     "logit_sharpness",
+    "module_variances",
+    "opposing_signals",
     "outliers",
     "sharpness",
     "smoothness",
+    "smoothness_gradient",
     "spectrum",
     "stability",
     "trace",
@@ -46,6 +56,8 @@ REST: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "directional": ((OPTIMIZER,), {}),
     "stability": ((OPTIMIZER,), {}),
     "influence": ((PROBLEM,), {"damping": 0.1}),
+    "gradient_norm_term": ((), {"noise": 0.1}),
+    "opposing_signals": ((torch.zeros(PROBLEM.n),), {}),
 }
 
 
@@ -54,7 +66,7 @@ def unchecked(name: str) -> Callable[..., Any]:
     return inspect.unwrap(getattr(measures, name))
 
 
-@pytest.mark.parametrize("name", CURVATURE)
+@pytest.mark.parametrize("name", MEASURES)
 def test_a_model_is_no_problem(name: str) -> None:
     arguments, options = REST.get(name, ((), {}))
     with pytest.raises(ProblemError, match=r"Expected a Problem, found a Linear. Make one: Problem\(model, criterion"):
@@ -88,6 +100,15 @@ def test_a_model_is_no_optimiser(name: str) -> None:
         ("sharpness", {"kind": "average", "draws": 2.5}, "draws to be a whole number, found the float 2.5"),
         ("logit_sharpness", {"radius": [0.1, None]}, r"radius\[1\] to be a number, found None"),
         ("directional", {"optimizer": OPTIMIZER, "length": "1"}, "length to be a number, found the str '1'"),
+        ("gap_change", {"probes": 2.5}, "probes to be a whole number, found the float 2.5"),
+        ("module_variances", {"splits": 2.5}, "splits to be a whole number, found the float 2.5"),
+        ("module_variances", {"optimizer": 3}, "the torch.optim.Optimizer of the problem's model, found the int 3"),
+        ("domain_alignment", {"tol": "a"}, "tol to be a number, found the str 'a'"),
+        ("elements", {"epsilon": "a"}, "epsilon to be a number, found the str 'a'"),
+        ("opposing_signals", {"update": [0.0]}, r"an update as a flat tensor, found the list \[0.0\]"),
+        ("input_gradients", {"of": 3}, "of='loss', 'logit', or a function"),
+        ("integrated_gradients", {"nodes": 2.5}, "nodes to be a whole number, found the float 2.5"),
+        ("smoothness_gradient", {"radius": "a"}, "radius to be a number, found the str 'a'"),
     ],
 )
 def test_wrong_types_are_named(name: str, options: dict[str, Any], message: str) -> None:
@@ -115,9 +136,19 @@ def test_transfer_takes_sequences_and_pairs(options: dict[str, Any], message: st
         unchecked("transfer")(make, **(usual | options))
 
 
-@pytest.mark.parametrize("name", [name for name in CURVATURE if name not in ("stability", "logit_sharpness")])
+READ = (
+    "gradient_norm_term",
+    "input_gradients",
+    "integrated_gradients",
+    "logit_sharpness",
+    "opposing_signals",
+    "stability",
+)
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURES if name not in READ])
 def test_parameters_that_are_not_finite_are_said(name: str) -> None:
-    """A stability and a rise in the logits that are NaN are readings of a run that diverged; the others have none."""
+    """A stability, a rise in the logits, losses and input gradients of samples that are NaN are readings of a run that diverged."""
     model = nn.Linear(5, 3).double()
     with torch.no_grad():
         model.weight[0, 0] = math.nan

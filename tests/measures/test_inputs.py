@@ -125,6 +125,17 @@ def test_what_has_no_input_gradient_is_refused() -> None:
         integrated_gradients(classifier(), nodes=0)
 
 
+def test_the_logit_of_an_ignored_sample_is_none_of_its_classes() -> None:
+    model, inputs = nn.Linear(3, 2).double(), torch.randn(4, 3, dtype=torch.float64)
+    for ignored in (-100, 7):
+        targets = torch.tensor([0, ignored, 1, ignored])
+        problem = Problem(model, nn.CrossEntropyLoss(ignore_index=ignored), [(inputs, targets)])
+        found = input_gradients(problem, of="logit")
+        np.testing.assert_array_equal(found.gradients[[1, 3]], 0)
+        np.testing.assert_array_equal(found.values[[1, 3]], 0)
+        np.testing.assert_allclose(found.gradients[[0, 2]], model.weight.detach().numpy())
+
+
 # ------------------------------------------------------------------------------------------------------- PAC-Bayes
 
 
@@ -174,6 +185,10 @@ def test_draws_of_a_prior_have_errors_and_seeds() -> None:
     assert here.gradient_norm.value == pytest.approx(input_gradients(problem).mean_square.value)
     with pytest.raises(ProblemError, match=r"temperature=-1\.0"):
         gradient_norm_term(problem, noise=0.1, temperature=-1.0)
+    with pytest.raises(ProblemError, match=r"Expected a centre of .* numbers.* found shape \(1,\)"):
+        inspect.unwrap(gradient_norm_term)(problem, noise=0.1, centre=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"confidence between 0 and 1, for example 0.95, found 1.0"):
+        here.bound(0.1, divergence=1.0, confidence=1.0)
 
 
 def test_deeper_relu_networks_have_a_larger_term_at_initialisation() -> None:
@@ -245,7 +260,10 @@ def test_masks_keep_exactly_their_share_and_what_makes_no_sense_is_refused() -> 
             kept = kept_inputs(scores, fraction=fraction, side=side)
             assert (kept.flatten(1).sum(1) == math.ceil(fraction * 15)).all()
     assert (kept_inputs(scores, fraction=0.2, side="top") & kept_inputs(scores, fraction=0.2, side="bottom")).sum() == 0
+    assert kept_inputs(torch.rand(1, 100), fraction=0.07, side="top").sum() == 7  # 0.07 · 100 is a rounding above 7
     inputs, targets, _ = blocks(20, 0)
+    with pytest.raises(ProblemError, match="finite attributions, found 240 entries"):
+        diffroar(fit, (inputs, targets), (inputs, targets), attribution=lambda m, x, y: x / 0)
     with pytest.raises(ProblemError, match="fractions between 0 and 1"):
         diffroar(fit, (inputs, targets), (inputs, targets), fractions=[0.0])
     with pytest.raises(ProblemError, match="shape of the inputs"):

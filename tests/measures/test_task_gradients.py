@@ -237,7 +237,7 @@ def test_a_record_can_be_logged_and_speaks(tmp_path: Path) -> None:
     ("tasks", "message"),
     [
         ({"kind": TASKS["kind"]}, "at least two tasks .* found 1 tasks"),
-        ({"kind": TASKS["kind"], "place": 3}, "task 'place' to be a criterion or a function, found the int 3"),
+        ({"kind": TASKS["kind"], "place": 3}, "task 'place' to be a function or a loss module, found the int 3"),
     ],
 )
 def test_what_is_no_task_is_refused(tasks: Any, message: str) -> None:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import OperatorError
-from theodolite.linalg.operator import LinearOperator
+from theodolite.linalg.operator import LinearOperator, refuse_sharded
 from theodolite.linalg.vectors import Dots
 
 
@@ -31,10 +31,11 @@ class Sharded(LinearOperator):
         dots: where the slice of this rank lies (``own``), and inner products over ranks.
 
     Raises:
-        OperatorError: the operator is not square, or has fewer rows than there are ranks.
+        OperatorError: the operator is not square, is sharded already, or has fewer rows than there are ranks.
     """
 
     def __init__(self, operator: LinearOperator, group: Any) -> None:
+        refuse_sharded(operator, what="Sharded", way_out="it has slices already")
         m, n = operator.shape
         dots = Dots(group, size=n)
         if m != n or n < len(dots.lengths):

@@ -124,9 +124,8 @@ def spectrum(
         quick = QuickExtreme(question, start)
         part = enough(problem, samples, quick, tol=data_tol, seed=seed)
         record = question.answer(part.problem, start)
-        if (
-            not halves
-        ):  # the last look on the way took the halves of this part: the record prints the error that settled it
+        if not halves:
+            # The last look on the way took the halves of this part: the record prints the error that settled it.
             record = record.replace(split_half=quick.split_half)
         note = part.note(relative_error(record.extreme.value, record.extreme.stderr))
         record = record.replace(cost=record.cost + part.cost, notes=(*record.notes, *note))

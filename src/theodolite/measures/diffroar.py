@@ -58,7 +58,8 @@ def diffroar(
         step: optimiser step, kept in the record.
 
     Raises:
-        ProblemError: a fraction or the number of repeats makes no sense, or the attribution has another shape than the inputs.
+        ProblemError: a fraction or the number of repeats makes no sense, or the attribution has another shape than the inputs
+            or is not finite.
 
     Example:
         >>> def fit(inputs, targets, seed):  # nearest class mean
@@ -116,7 +117,7 @@ def kept_inputs(
         [[False, True, True, False]]
     """
     flat = scores.reshape(len(scores), -1)
-    count = math.ceil(fraction * flat.shape[1])
+    count = math.ceil(round(fraction * flat.shape[1], 9))  # 0.07 · 100 is 7.000000000000001
     order = flat.argsort(dim=1, descending=side == "top", stable=True)[:, :count]
     return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, order, True).reshape(scores.shape)
 
@@ -138,5 +139,9 @@ def _checked(scores: Tensor, inputs: Tensor) -> Tensor:
         raise ProblemError(
             f"Expected attributions in the shape of the inputs, {tuple(inputs.shape)}, found {tuple(scores.shape)}. Return one "
             "score for each entry of each sample."
+        )
+    if not bool(torch.isfinite(scores).all()):
+        raise ProblemError(
+            f"Expected finite attributions, found {int((~torch.isfinite(scores)).sum()):,} entries that are not. They have no rank."
         )
     return scores.detach()

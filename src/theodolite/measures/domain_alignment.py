@@ -11,9 +11,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from theodolite.linalg import lanczos
+from theodolite.measures.arguments import surveyed
 from theodolite.operators import Grouped
 from theodolite.operators.grouped import By
 from theodolite.problem import Problem
+from theodolite.problem.arguments import real, whole
 from theodolite.problem.arrays import to_numpy
 from theodolite.records import Cost, DomainAlignment
 
@@ -44,6 +46,7 @@ def domain_alignment(
     Raises:
         OperatorError: samples are coupled.
         DataError: the labels are not one for each sample.
+        ProblemError: an argument is of the wrong type.
 
     Example:
         >>> inputs, targets = torch.randn(30, 4), torch.randint(3, (30,))
@@ -55,6 +58,9 @@ def domain_alignment(
         Hemati et al., "Understanding Hessian alignment for domain generalization" (2023).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(seed=seed)
+    real(tol=tol)
     grouped = Grouped(problem, by=by)
     weights = np.array(list(grouped.weights.values()))
     zero = torch.zeros(problem.n, dtype=problem.dtype, device=problem.device)

@@ -11,12 +11,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from theodolite.errors import ProblemError
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.operators.capture import Use
 from theodolite.operators.capture.use import slabs
 from theodolite.operators.pullbacks import Pullbacks
 from theodolite.operators.sums import index_of
 from theodolite.problem import Problem
+from theodolite.problem.arguments import real
 from theodolite.records import Cost, Elements
 from theodolite.records.jackknife import jackknife_stderr
 
@@ -69,7 +71,9 @@ def elements(
         Mahsereci et al., "Early stopping without a validation set" (2017).
     """
     started = time.perf_counter()
+    surveyed(problem)
     refuse_mixed_samples(problem)
+    real(epsilon=epsilon)
     if problem.samples < 2:
         raise ProblemError(f"Expected at least 2 samples for variances, found {problem.samples}.")
     update, start, curvature = (_checked(problem, v) for v in (update, start, curvature))

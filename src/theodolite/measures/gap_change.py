@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import ProblemError
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.problem import Chunk, Point, Problem
+from theodolite.problem.arguments import whole
 from theodolite.problem.problem import gradients
 from theodolite.records import Cost, GapChange
 
@@ -32,7 +34,7 @@ def gap_change(problem: Problem, *, probes: int = 16, seed: int = 0, step: int |
         step: optimiser step, kept in the record.
 
     Raises:
-        ProblemError: there are too few probes or samples.
+        ProblemError: there are too few probes or samples, or an argument is of the wrong type.
         OperatorError: samples are coupled, or ranks share the data.
 
     Example:
@@ -45,7 +47,9 @@ def gap_change(problem: Problem, *, probes: int = 16, seed: int = 0, step: int |
         Roberts, "SGD implicitly regularizes generalization error" (2021).
     """
     started = time.perf_counter()
+    surveyed(problem)
     refuse_mixed_samples(problem)
+    whole(probes=probes, seed=seed)
     if probes < 2 or problem.samples < 2:
         raise ProblemError(f"Expected two probes and two samples or more, found {probes} and {problem.samples}.")
     signs = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], size=(probes, problem.samples)))

@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import ProblemError
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.inputs import Of, at_inputs, inputs_of, name_of, refuse_inputs, scale_of
 from theodolite.problem import Problem
+from theodolite.problem.arguments import whole
 from theodolite.records import Cost, InputGradients, IntegratedGradients
 
 
@@ -22,7 +24,8 @@ def input_gradients(problem: Problem, *, of: Of = "loss", step: int | None = Non
 
     Args:
         problem: with a criterion and floating-point inputs; its samples must not be coupled.
-        of: ``"loss"``, ``"logit"`` of the target's class, or a function from (outputs, targets) to a value for each sample.
+        of: ``"loss"``, ``"logit"`` of the target's class, 0 for a sample that the criterion ignores, or a function from (outputs,
+            targets) to a value for each sample.
         step: optimiser step, kept in the record.
 
     Returns:
@@ -40,6 +43,7 @@ def input_gradients(problem: Problem, *, of: Of = "loss", step: int | None = Non
         (8, 4)
     """
     started = time.perf_counter()
+    surveyed(problem)
     refuse_inputs(problem, of)
     point, values, rows, shapes = problem.point(), [], [], set()
     with problem.session():
@@ -98,7 +102,9 @@ def integrated_gradients(
         Sundararajan, Taly & Yan, "Axiomatic attribution for deep networks" (2017).
     """
     started = time.perf_counter()
+    surveyed(problem)
     refuse_inputs(problem, of)
+    whole(nodes=nodes)
     if nodes < 1:
         raise ProblemError(f"Expected at least 1 node of the quadrature, found nodes={nodes}.")
     places, weights = np.polynomial.legendre.leggauss(nodes)

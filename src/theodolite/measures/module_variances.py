@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from theodolite.errors import ProblemError
+from theodolite.measures.arguments import optimises, surveyed
 from theodolite.problem import Problem
+from theodolite.problem.arguments import optional, whole
 from theodolite.problem.parameters import Selection
 from theodolite.records import Cost, ModuleVariances
 
@@ -54,6 +56,9 @@ def module_variances(
         Xue et al., "Large-batch optimization for dense visual predictions" (2022).
     """
     started = time.perf_counter()
+    surveyed(problem)
+    whole(splits=splits, seed=seed)
+    optional(optimises, optimizer=optimizer)
     if splits < 1:
         raise ProblemError(f"Expected at least 1 split of the data, found splits={splits}.")
     places = _places(problem, modules)

@@ -13,9 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import ProblemError
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.measures.subject import context_of, operator_of
 from theodolite.problem import Chunk, Problem
+from theodolite.problem.arguments import whole
+from theodolite.problem.finite import refuse_non_finite
 from theodolite.records import Cost, CurvedNoise
 
 
@@ -56,7 +59,10 @@ def curved_noise(
         McCandlish et al., "An empirical model of large-batch training" (2018).
     """
     started = time.perf_counter()
+    surveyed(problem)
     refuse_mixed_samples(problem)
+    refuse_non_finite(problem.parameters)
+    whole(probes=probes, seed=seed)
     if probes < 2 or problem.samples < 2:
         raise ProblemError(f"Expected two probes and two samples or more, found {probes} and {problem.samples}.")
     H = operator_of(problem, operator)

@@ -13,11 +13,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from theodolite.errors import ProblemError
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.excursions import displaced
 from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.operators import Hessian
 from theodolite.operators.capture import sample_gram
 from theodolite.problem import Chunk, Point, Problem
+from theodolite.problem.arguments import optional, shown, whole
 from theodolite.problem.subsets import Drawn, Rows
 from theodolite.records import Cost, OpposingSignals
 from theodolite.records.groups import group_alignment
@@ -67,12 +69,18 @@ def opposing_signals(
         Rosenfeld & Risteski, "Outliers with opposing signals have an outsized effect on neural network optimization" (2023).
     """
     started = time.perf_counter()
+    surveyed(problem)
     refuse_mixed_samples(problem)
+    if not isinstance(update, Tensor):
+        raise ProblemError(
+            f"Expected an update as a flat tensor, found {shown(update)}. next_update(problem, optimizer) gives one."
+        )
     if update.shape != (problem.n,) or not bool(torch.isfinite(update).all()):
         raise ProblemError(
             f"Expected an update of {problem.n:,} finite numbers, one for each parameter in the order of named_parameters(), found "
             f"shape {tuple(update.shape)} with {int((~torch.isfinite(update)).sum())} not finite."
         )
+    optional(whole, count=count)
     if count is not None and count < 1:
         raise ProblemError(f"Expected at least 1 sample in a group, found count={count}.")
     update = update.to(problem.device, problem.dtype)

@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import ProblemError
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.inputs import at_inputs, inputs_of, refuse_inputs
 from theodolite.problem import Point, Problem
+from theodolite.problem.arguments import optional, real, whole
 from theodolite.records import Cost, PacBayes
 
 
@@ -59,12 +61,21 @@ def gradient_norm_term(
         Gat et al., "On the importance of gradient norm in PAC-Bayesian bounds" (2022).
     """
     started = time.perf_counter()
+    surveyed(problem)
     refuse_inputs(problem, "loss")
+    real(noise=noise, prior_scale=prior_scale)
+    optional(real, temperature=temperature)
+    whole(draws=draws, nodes=nodes, seed=seed)
     wanted = problem.samples if temperature is None else temperature
     if not noise >= 0 or not wanted > 0 or not prior_scale >= 0 or draws < 1 or nodes < 2:
         raise ProblemError(
             f"Expected noise and prior_scale of at least 0, a positive temperature, a draw and two nodes, found noise={noise}, "
             f"prior_scale={prior_scale}, temperature={wanted}, draws={draws}, nodes={nodes}."
+        )
+    if centre is not None and centre.shape != (problem.n,):
+        raise ProblemError(
+            f"Expected a centre of {problem.n:,} numbers, one for each parameter in the order of named_parameters(), found shape "
+            f"{tuple(centre.shape)}."
         )
     here = problem.layout.flatten(problem.point().leaves).detach() if centre is None else centre.to(problem.device)
     generator = torch.Generator().manual_seed(seed)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from theodolite.errors import NonFiniteError, ProblemError
+from theodolite.measures.arguments import surveyed
 from theodolite.measures.excursions import gradient_at
 from theodolite.problem import Problem
+from theodolite.problem.arguments import real
+from theodolite.problem.finite import non_finite_loss
 
 
 def smoothness_gradient(problem: Problem, *, radius: float = 0.05) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -26,7 +31,7 @@ def smoothness_gradient(problem: Problem, *, radius: float = 0.05) -> tuple[Floa
         Both, flat; the second is zero where the first is.
 
     Raises:
-        ProblemError: the radius is not positive.
+        ProblemError: the radius is no positive number.
         NonFiniteError: the loss or a gradient is not finite.
 
     Example:
@@ -38,10 +43,18 @@ def smoothness_gradient(problem: Problem, *, radius: float = 0.05) -> tuple[Floa
     References:
         Foret et al., "Sharpness-aware minimization for efficiently improving generalization" (2021).
     """
+    surveyed(problem)
+    real(radius=radius)
     if not radius > 0:
         raise ProblemError(f"Expected a positive radius, found {radius}.")
-    _, task, _ = gradient_at(problem)
+    loss, task, _ = gradient_at(problem)
     norm = float(task.double().norm())
+    if not math.isfinite(loss.value):
+        raise non_finite_loss(float(loss.value), parameters=problem.parameters)
+    if not math.isfinite(norm):
+        raise NonFiniteError(
+            "Expected a finite gradient of a finite loss, found NaN or infinity. Check the model for a square root at 0."
+        )
     if norm == 0:
         return task, torch.zeros_like(task)
     _, there, _ = gradient_at(problem, task * (radius / norm))

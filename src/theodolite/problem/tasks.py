@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from theodolite.errors import ProblemError
+from theodolite.problem.arguments import refuse_no_function
 from theodolite.problem.criteria import recognise
 from theodolite.problem.objective import CriterionObjective, LossObjective
 
@@ -41,10 +42,7 @@ def tasks_of(problem: Problem, tasks: Mapping[str, Callable[..., Any]]) -> dict[
     if not tasks:
         raise ProblemError("Expected tasks by name, such as {'depth': criterion, …}, found none.")
     for name, task in tasks.items():
-        if not callable(task):
-            raise ProblemError(
-                f"Expected task {name!r} to be a criterion or a function, found the {type(task).__name__} {task!r}."
-            )
+        refuse_no_function(task, name=f"task {name!r}", example="nn.MSELoss()")
     return {name: _with_loss(problem, task) for name, task in tasks.items()}
 
 

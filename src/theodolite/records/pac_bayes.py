@@ -73,11 +73,19 @@ class PacBayes(Record):
     def bound(self, empirical_loss: float, *, divergence: float, confidence: float = 0.95) -> Estimate:
         """Expected loss of a posterior that holds with some confidence: E_qL_S + (KL + ln(1/δ) + C)/λ.
 
+        As far as C holds: its means over the inputs are those of the same data and its mean over the prior is that of the draws,
+        which the confidence does not cover. It is an estimate of a bound, no certificate.
+
         Args:
             empirical_loss: of the posterior on the data.
             divergence: KL(q‖p).
             confidence: 1 − δ.
+
+        Raises:
+            ValueError: the confidence is not between 0 and 1.
         """
+        if not 0 < confidence < 1:
+            raise ValueError(f"Expected a confidence between 0 and 1, for example 0.95, found {confidence}.")
         term = self.complexity
         value = empirical_loss + (divergence - math.log(1 - confidence) + term.value) / self.temperature
         return Estimate(value, term.stderr / self.temperature, term.degrees)
