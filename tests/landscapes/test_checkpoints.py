@@ -121,6 +121,8 @@ def test_refusals(problem: Problem) -> None:
         at_checkpoint(problem, {name: tensor for name, tensor in state.items() if name != "head.bias"})
     with pytest.raises(CheckpointError, match=r"parameters in the state dict, found none named head\.bias"):
         flat_of(problem, {name: tensor for name, tensor in state.items() if name != "head.bias"})
+    with pytest.raises(CheckpointError, match=r"conv1\.weight of shape .* in the state dict, found \(\d+,\)"):
+        flat_of(problem, state | {"conv1.weight": state["conv1.weight"].flatten()})
     with pytest.raises(CheckpointError, match=r"found shape \(3,\) in the snapshot of step 7"):
         at_checkpoint(problem, Snapshot(step=7, parameters=np.ones(3)))
     with pytest.raises(CheckpointError, match=r"found none at nowhere\.pt"):

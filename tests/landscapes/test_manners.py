@@ -141,6 +141,19 @@ def test_reduced_precision_states_its_error_and_keeps_the_centre() -> None:
     assert exact.precision_error == 0
 
 
+def test_what_overflows_in_reduced_precision_is_read_without() -> None:
+    torch.manual_seed(0)
+    data = [(300 * torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(2)]
+    problem = Problem(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), nn.CrossEntropyLoss(), data)
+    exact, low = (
+        line(problem, direction="gaussian", span=(-40, 40), points=31, autocast=each) for each in (None, torch.float16)
+    )
+    far = exact.losses > 2e5  # of logits beyond the 65,504 of float16
+    assert far.sum() > 9
+    np.testing.assert_array_equal(low.losses[far], exact.losses[far])
+    assert np.isfinite(low.losses).all()
+
+
 def quartic(sharpness: float) -> Problem:
     """L = s + ½ wᵀHw + gᵀw + Σ w⁴ c, whose derivatives and whose error are known."""
 

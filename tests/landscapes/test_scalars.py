@@ -53,6 +53,16 @@ def whole(data: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.cat(inputs), torch.cat(targets)
 
 
+def test_accuracy_finds_logits_and_refuses_classes_in_another_place() -> None:
+    logits, targets = torch.eye(3)[[0, 1, 1, 2]], torch.tensor([0, 1, 2, -100])
+    assert [float(part) for part in accuracy({"logits": logits}, targets)] == [2, 3]
+    pixels = torch.eye(3)[torch.tensor([[0, 1], [1, 2]])].movedim(-1, 1)  # (b, classes, positions)
+    assert [float(part) for part in accuracy(pixels, torch.tensor([[0, 1], [2, 2]]))] == [3, 4]
+    last = torch.zeros(2, 4, 7)  # as language models have them
+    with pytest.raises(ProblemError, match=r"found shape \(2, 4, 7\) and shape \(2, 4\)"):
+        accuracy(last, torch.zeros(2, 4, dtype=torch.int64))
+
+
 def test_every_quantity_is_that_of_a_model_that_was_moved_there() -> None:
     model = net()
     problem = Problem(model, nn.CrossEntropyLoss(), DATA)

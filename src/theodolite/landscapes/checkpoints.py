@@ -72,6 +72,12 @@ def flat_of(problem: Problem, checkpoint: Checkpoint) -> Float[np.ndarray, " n"]
         raise CheckpointError(
             f"Expected all {len(problem.layout.names)} surveyed parameters in {source}, found none named {', '.join(missing[:4])}."
         )
+    for name, shape in zip(problem.layout.names, problem.layout.shapes, strict=True):
+        if found[name].shape != shape:  # a transposed weight has as many numbers
+            raise CheckpointError(
+                f"Expected {name} of shape {tuple(shape)} in {source}, found {tuple(found[name].shape)}. Take checkpoints of the "
+                "same model."
+            )
     return to_numpy(_fitting(problem, problem.layout.flatten([found[name] for name in problem.layout.names]), source))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -115,9 +115,9 @@ def accuracy(outputs: Any, targets: Tensor) -> Counted:
         >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
         (tensor(1), tensor(2))
     """
-    logits = outputs if isinstance(outputs, Tensor) else cast(Tensor, getattr(outputs, "logits", None))
+    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
     whole = isinstance(logits, Tensor) and isinstance(targets, Tensor) and not targets.is_floating_point()
-    if not whole or logits.dim() != targets.dim() + 1:
+    if not whole or logits.shape[:1] + logits.shape[2:] != targets.shape:
         raise ProblemError(
             "Expected logits of shape (b, classes, …) and integer targets of shape (b, …) to read an accuracy, found "
             f"{_shape(logits)} and {_shape(targets)}. Give scalars={{name: function of (outputs, targets)}}."
