@@ -6,6 +6,7 @@ from theodolite.landscapes.atlas import atlas
 from theodolite.landscapes.checkpoints import at_checkpoint, snapshots
 from theodolite.landscapes.directions import filter_normalised, gaussian, normalise
 from theodolite.landscapes.following import follow, frames
+from theodolite.landscapes.hypotheses import hypotheses
 from theodolite.landscapes.lines import line
 from theodolite.landscapes.paths import (
     Curve,
@@ -46,6 +47,7 @@ __all__ = [
     "follow",
     "frames",
     "gaussian",
+    "hypotheses",
     "invariance",
     "layer_barriers",
     "line",

@@ -3,6 +3,7 @@
 from theodolite.records.alignment import Alignment
 from theodolite.records.atlas import Atlas
 from theodolite.records.batch_sharpness import BatchSharpness
+from theodolite.records.bits import Bits, bits, gaussian_bits
 from theodolite.records.book import Book
 from theodolite.records.branching import Basin, Branching
 from theodolite.records.classwise import Classwise
@@ -24,6 +25,7 @@ from theodolite.records.flow import Flow
 from theodolite.records.gap_change import GapChange
 from theodolite.records.gradient_sketch import GradientSketch
 from theodolite.records.gradients import Gradients
+from theodolite.records.hypotheses import Hypotheses
 from theodolite.records.influence import Influence
 from theodolite.records.input_gradients import InputGradients, IntegratedGradients
 from theodolite.records.invariance import Invariance
@@ -63,6 +65,7 @@ __all__ = [
     "Atlas",
     "Basin",
     "BatchSharpness",
+    "Bits",
     "Book",
     "Branching",
     "Classwise",
@@ -85,6 +88,7 @@ __all__ = [
     "GapChange",
     "GradientSketch",
     "Gradients",
+    "Hypotheses",
     "Influence",
     "InputGradients",
     "IntegratedGradients",
@@ -118,12 +122,14 @@ __all__ = [
     "Tuning",
     "Volume",
     "Width",
+    "bits",
     "clusters",
     "coreset",
     "curvatures",
     "data_scores",
     "differences",
     "export",
+    "gaussian_bits",
     "importance_sampling",
     "loss_weights",
     "overshoot",
