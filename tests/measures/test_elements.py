@@ -118,6 +118,27 @@ def test_epsilon_keeps_what_has_no_variance() -> None:
     assert still.share_below(2.0) == {"weight": 1.0, "bias": 1.0}
 
 
+def test_a_gradient_that_is_not_a_number_is_a_reading() -> None:
+    """√ has no slope at 0, where a finite loss may lie."""
+
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.good = nn.Parameter(torch.ones(2, dtype=torch.float64))
+            self.bad = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return (inputs @ self.good + (0 * self.bad).square().sqrt())[:, None]
+
+    inputs = torch.randn(9, 2, dtype=torch.float64)
+    problem = Problem(Root(), nn.MSELoss(), [(inputs, inputs[:, :1])])
+    found = elements(problem)
+    assert np.isfinite(found.gsnr).tolist() == [True, False, False]
+    assert np.isfinite(found.evidence).tolist() == [True, False, False]
+    assert np.isfinite(found.gradient_norms).tolist() == [True, False]
+    assert found.still.tolist() == [0, 0]
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     problem = BY_NAME["mlp"].problem()
     with pytest.raises(ProblemError, match=r"found shape \(2,\)"):

@@ -169,7 +169,7 @@ class _Sums:
 def _statistics(problem: Problem, sums: _Sums, curvature: Float[Tensor, " n"] | None, epsilon: float) -> dict[str, Any]:
     """Every statistic of the whole, with its error by leaving a group of samples out."""
     layout, samples = problem.layout, float(problem.samples)
-    first, second = sums.first.double(), sums.second.double()
+    first, second = (row.sum(0, dtype=torch.float64) for row in (sums.first, sums.second))
     slices = (*layout.slices.values(), slice(0, problem.n))
     eps = ROUNDINGS * torch.finfo(sums.first.dtype).eps
 
@@ -177,25 +177,23 @@ def _statistics(problem: Problem, sums: _Sums, curvature: Float[Tensor, " n"] | 
         mean, square = s / count, q / count
         spread = square - mean.square()
         moving = _moving(square, spread, eps)
-        signal = torch.where(moving | (epsilon > 0), mean.square() / (spread.clamp_min(0.0) + epsilon), torch.nan)
+        signal = mean.square() / (spread.clamp_min(0.0) + epsilon)
         # Var_j with B − 1 over Var_j with B is B/(B − 1).
-        chance = torch.where(moving, (count - 1) * mean.square() / spread, torch.nan)
+        chance = (count - 1) * mean.square() / spread
         norms = [float(mean[where].norm()) for where in slices[:-1]]
-        rows = [*norms, *(_mean(signal[where]) for where in slices), *(1 - _mean(chance[where]) for where in slices)]
-        return np.array([*rows, _takeuchi(square, curvature, epsilon)])
+        signals = [_mean(signal[where], of=moving[where] | (epsilon > 0)) for where in slices]
+        chances = [1 - _mean(chance[where], of=moving[where]) for where in slices]
+        return np.array([*norms, *signals, *chances, _takeuchi(square, curvature, epsilon)])
 
     with np.errstate(all="ignore"):
-        whole = read(first.sum(0), second.sum(0), samples)
+        whole = read(first, second, samples)
         errors = np.full_like(whole, np.nan)
         if sums.groups > 1:
-            left = (first.sum(0) - first, second.sum(0) - second)
-            without = np.stack(
-                [read(left[0][g], left[1][g], samples - float(sums.sizes[g])) for g in range(sums.groups)]
-            )
+            groups = zip(sums.first, sums.second, sums.sizes.tolist(), strict=True)
+            without = np.stack([read(first - own, second - square, samples - size) for own, square, size in groups])
             errors = jackknife_stderr(without, whole=whole, weights=sums.sizes.numpy())
     p, q = len(slices) - 1, len(slices)
-    mean, square = first.sum(0) / samples, second.sum(0) / samples
-    still = ~_moving(square, square - mean.square(), eps)
+    still = ~_moving(second / samples, second / samples - (first / samples).square(), eps)
     return {
         "gradient_norms": whole[:p],
         "gradient_norm_stderrs": errors[:p],
@@ -212,9 +210,10 @@ def _statistics(problem: Problem, sums: _Sums, curvature: Float[Tensor, " n"] | 
 def _moving(square: Float[Tensor, " n"], spread: Float[Tensor, " n"], eps: float) -> Bool[Tensor, " n"]:
     """Entries that vary from sample to sample beyond rounding: of themselves, and of the gradients that they are summed with.
 
-    The bias of an attention's keys has a gradient of zero, which is computed as 1e-17.
+    The bias of an attention's keys has a gradient of zero, which is computed as 1e-17. One that is NaN is a reading, and moves.
     """
-    return (spread > eps * square) & (square > eps**2 * square.mean())
+    size = square[square.isfinite()].mean()
+    return ((spread > eps * square) & (square > eps**2 * size)) | ~square.isfinite()
 
 
 def _takeuchi(square: Float[Tensor, " n"], curvature: Float[Tensor, " n"] | None, epsilon: float) -> float:
@@ -225,8 +224,8 @@ def _takeuchi(square: Float[Tensor, " n"], curvature: Float[Tensor, " n"] | None
     return float(torch.where(h != 0, square / h, 0.0).sum())
 
 
-def _mean(values: Float[Tensor, " m"]) -> float:
-    return float(values.nanmean()) if values.numel() else float("nan")
+def _mean(values: Float[Tensor, " m"], *, of: Bool[Tensor, " m"]) -> float:
+    return float(values[of].mean()) if bool(of.any()) else float("nan")
 
 
 def _edges(bins: int, device: torch.device) -> Float[Tensor, " e"]:

@@ -72,7 +72,7 @@ class Elements(Record):
 
     @property
     def mean_gsnr(self) -> Estimate:
-        """Mean signal to noise of all entries.
+        """Mean signal to noise of all entries; gradients of noise alone have 1/B of it, not 0.
 
         References:
             Liu et al., "Understanding why neural networks generalize well through GSNR of parameters" (2020).
