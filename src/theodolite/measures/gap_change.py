@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from functools import partial
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from theodolite.errors import ProblemError
 from theodolite.measures.arguments import surveyed
+from theodolite.measures.combinations import combined_gradients, sign_weights
 from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.arguments import whole
@@ -52,12 +52,9 @@ def gap_change(problem: Problem, *, probes: int = 16, seed: int = 0, step: int |
     whole(probes=probes, seed=seed)
     if probes < 2 or problem.samples < 2:
         raise ProblemError(f"Expected two probes and two samples or more, found {probes} and {problem.samples}.")
-    signs = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], size=(probes, problem.samples)))
-    weights = (signs - signs.mean(1, keepdim=True)) / (problem.samples - 1) ** 0.5
-    # g_i = N·∇share_i/W, so that their mean is the gradient of the problem.
-    weights = weights * problem.samples / problem.total_weight(problem.totals()[1])
+    weights = sign_weights(problem, probes=probes, seed=seed)
     point, mean = problem.point(), problem.gradient()
-    rows = _summed(problem, point, weights)
+    rows = combined_gradients(problem, point, weights)
     curved, slopes = _second(problem, point, weights, rows, mean)
     return GapChange(
         step=step,
@@ -71,26 +68,6 @@ def gap_change(problem: Problem, *, probes: int = 16, seed: int = 0, step: int |
         samples=problem.samples,
         size=problem.n,
     )
-
-
-def _summed(problem: Problem, point: Point, weights: Float[Tensor, "k i"]) -> Float[Tensor, "k n"]:
-    """Σ w_i ∇share_i for every row of weights."""
-    found, done = torch.zeros(len(weights), problem.n, dtype=problem.dtype, device=problem.device), 0
-
-    def pull(model: nn.Module, chunk: Chunk, mine: Tensor) -> Tensor:
-        shares = problem.objective.shares(model, chunk.batch)
-        rows = [
-            torch.autograd.grad(shares, point.leaves, row.to(shares), retain_graph=True, materialize_grads=True)
-            for row in mine
-        ]
-        return torch.stack([problem.layout.flatten(row) for row in rows])
-
-    with problem.session():
-        for chunk in problem.chunks():
-            mine = weights[:, done : done + chunk.samples]
-            found += problem.call(partial(pull, chunk=chunk, mine=mine), point, chunk=chunk.index)
-            done += chunk.samples
-    return found
 
 
 def _second(

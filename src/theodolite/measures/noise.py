@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from functools import partial
 from typing import Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
 
 from theodolite.errors import ProblemError
 from theodolite.measures.arguments import surveyed
+from theodolite.measures.combinations import combined_gradients, sign_weights
 from theodolite.measures.separable import refuse_mixed_samples
 from theodolite.measures.subject import context_of, operator_of
-from theodolite.problem import Chunk, Problem
+from theodolite.problem import Problem
 from theodolite.problem.arguments import whole
 from theodolite.problem.finite import refuse_non_finite
 from theodolite.records import Cost, CurvedNoise
@@ -66,7 +63,8 @@ def curved_noise(
     if probes < 2 or problem.samples < 2:
         raise ProblemError(f"Expected two probes and two samples or more, found {probes} and {problem.samples}.")
     H = operator_of(problem, operator)
-    rows = _combinations(problem, probes, seed)
+    combinations = combined_gradients(problem, problem.point(), sign_weights(problem, probes=probes, seed=seed))
+    rows = torch.cat([combinations, problem.gradient()[None]])
     curvatures = (rows * (H @ rows.T).T).double().sum(1).cpu().numpy()
     squares = rows.double().square().sum(1).cpu().numpy()
     cost = H.cost + Cost(gradients=probes + 1.0)
@@ -84,30 +82,3 @@ def curved_noise(
         operator=operator,
         size=problem.n,
     )
-
-
-def _combinations(problem: Problem, probes: int, seed: int) -> Float[Tensor, "k n"]:
-    """z = Σ (ε_i − ε̄)g_i/√(N − 1) for every probe, and at last ḡ."""
-    signs = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], size=(probes, problem.samples)))
-    weights = (signs - signs.mean(1, keepdim=True)) / (problem.samples - 1) ** 0.5
-    weights = torch.cat([weights, torch.full((1, problem.samples), 1 / problem.samples, dtype=torch.float64)])
-    summed = torch.zeros(probes + 1, problem.n, dtype=problem.dtype, device=problem.device)
-    point, denominators, done = problem.point(), [], 0
-
-    def pull(model: nn.Module, chunk: Chunk, mine: Tensor) -> tuple[Tensor, float]:
-        shares = problem.objective.shares(model, chunk.batch)
-        rows = [
-            torch.autograd.grad(shares, point.leaves, row.to(shares), retain_graph=True, materialize_grads=True)
-            for row in mine
-        ]
-        _, weight = problem.evaluate(chunk, point, grad=False)
-        return torch.stack([problem.layout.flatten(row) for row in rows]), weight
-
-    with problem.session():
-        for chunk in problem.chunks():
-            mine = weights[:, done : done + chunk.samples]
-            rows, weight = problem.call(partial(pull, chunk=chunk, mine=mine), point, chunk=chunk.index)
-            summed += rows
-            denominators.append(weight)
-            done += chunk.samples
-    return summed * (problem.samples / problem.total_weight(torch.tensor(denominators, dtype=torch.float64)))
