@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from families import BY_NAME
 from theodolite.errors import CheckpointError, ProblemError
-from theodolite.landscapes.paths import path
+from theodolite.landscapes.paths import bezier, match, path
 from theodolite.landscapes.paths.curve import straight
 from theodolite.landscapes.paths.derivatives import slopes_at
 from theodolite.landscapes.paths.statistics import recalibrated
@@ -74,6 +74,33 @@ def test_the_prediction_is_exact_on_a_quadratic_with_the_error_of_what_it_predic
     assert found.predicted_barrier.value == pytest.approx(found.barrier().value, rel=1e-10)
     assert found.prediction_error < 1e-9
     assert (found.cost.gradients, found.cost.products, found.cost.forwards) == (2, 2, 5)
+
+
+def test_the_prediction_is_held_against_the_line_that_it_is_of() -> None:
+    problem, first, second = two_nets()
+    other = path(problem, first, second, points=5, batchnorm="recalibrated")
+    both = path(problem, first, second, points=5, batchnorm=("recalibrated", "interpolated"))
+    assert np.isnan(other.prediction_error)
+    assert both.prediction_error == path(problem, first, second, points=5, batchnorm="interpolated").prediction_error
+
+
+def test_what_belongs_to_other_checkpoints_is_no_part_of_a_path() -> None:
+    torch.manual_seed(0)
+    one, two, three = (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(3))
+    problem = Problem(one, nn.MSELoss(), [(torch.randn(6, 3), torch.randn(6, 2))])
+    found = match(problem, one, two)
+    assert path(problem, one, two, points=3, aligned=found, predict=False).profiles == ("linear", "aligned")
+    for ends in ((one, three), (three, two)):
+        with pytest.raises(ProblemError, match=r"match\(problem, start, end\) found, found it of other checkpoints"):
+            path(problem, *ends, points=3, aligned=found)
+    with pytest.raises(ProblemError, match="names of their own, found 'linear'"):
+        path(problem, one, two, points=3, curves={"linear": bezier(problem, one, two, steps=1)})
+
+
+def test_pieces_of_batches_are_not_recalibrated_on() -> None:
+    problem, first, second = two_nets()
+    with pytest.raises(ProblemError, match=r"whole batches on one process .* found microbatch=2 and 1 ranks"):
+        path(problem.replace(microbatch=2), first, second, points=3)
 
 
 def test_definitions_of_the_barrier_differ_by_what_the_ends_lose() -> None:

@@ -115,7 +115,7 @@ def accuracy(outputs: Any, targets: Tensor) -> Counted:
         >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
         (tensor(1), tensor(2))
     """
-    logits = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
+    logits: Any = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
     whole = isinstance(logits, Tensor) and isinstance(targets, Tensor) and not targets.is_floating_point()
     if not whole or logits.shape[:1] + logits.shape[2:] != targets.shape:
         raise ProblemError(

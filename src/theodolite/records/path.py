@@ -87,11 +87,12 @@ class Path(Record):
     def prediction_error(self) -> float:
         """How far the prediction is off at the positions next to the ends, as a share of what is measured there.
 
-        The prediction is local: where this is not small it says nothing of the middle. NaN where none was made.
+        The prediction is local: where this is not small it says nothing of the middle. NaN where none was made, or the line was
+        read with other statistics of BatchNorm alone.
         """
-        if self.predicted is None or self.ts.size < 3:
+        if self.predicted is None or self.ts.size < 3 or "linear" not in self.profiles:
             return float("nan")
-        measured, predicted = self.deviations[0, [1, -2]], self.predicted[[1, -2]]
+        measured, predicted = self.deviations[self._row("linear"), [1, -2]], self.predicted[[1, -2]]
         with np.errstate(all="ignore"):
             return float(np.abs(predicted - measured).max() / np.abs(measured).max())
 

@@ -58,8 +58,8 @@ def path(
         The profiles with their barriers by each definition in use, with errors from the data.
 
     Raises:
-        ProblemError: too few points, checkpoints that differ in what the problem does not select, or units that cannot be
-            matched.
+        ProblemError: too few points, checkpoints that differ in what the problem does not select, units that cannot be matched
+            or were matched for other checkpoints, or a curve named as a line.
         CheckpointError: a checkpoint does not fit the model.
 
     Example:
@@ -87,6 +87,7 @@ def path(
     lines = {"linear": straight(first, last)} | (
         {} if matching is None else {"aligned": straight(first, matching.state)}
     )
+    _refuse_foreign(curves or {}, matching, first, last)
     profiles = _profiles(traveller, lines | dict(curves or {}), ts, batchnorm)
     predicted = predicted_deviations(traveller, first, last, ts) if predict else (None, None)
     readings = [reading for profile in profiles for reading in profile.readings]
@@ -124,6 +125,25 @@ def refuse_unselected(traveller: Traveller, first: State, last: State) -> None:
             f"Expected checkpoints that differ in the {len(traveller.problem.layout.names)} selected parameters alone, found "
             f"{len(differing)} others that differ ({', '.join(differing[:4])}{', …' if len(differing) > 4 else ''}). Select "
             "them too, with requires_grad_(True) where they are frozen."
+        )
+
+
+def _refuse_foreign(curves: Mapping[str, Curve], matching: Matching | None, first: State, last: State) -> None:
+    taken = [name for name in ("linear", "aligned") if name in curves]
+    if taken:
+        raise ProblemError(f"Expected curves with names of their own, found {taken[0]!r}, which is that of a line.")
+    if matching is None:
+        return
+    # A permuted state has the same numbers: sorted, they are equal.
+    own = first.keys() == matching.start.keys() and all(
+        torch.equal(first[name], matching.start[name].to(first[name]))
+        and torch.equal(*(state[name].to(first[name]).flatten().sort()[0] for state in (last, matching.state)))
+        for name in first
+    )
+    if not own:
+        raise ProblemError(
+            "Expected aligned= to be what match(problem, start, end) found, found it of other checkpoints. Match these, or pass "
+            "aligned=True."
         )
 
 

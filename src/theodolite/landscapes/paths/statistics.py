@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from theodolite.errors import DataError
+from theodolite.errors import DataError, ProblemError
+from theodolite.landscapes.batchnorm import averaging
 from theodolite.landscapes.paths.traveller import State, Traveller
+from theodolite.problem import Chunk, Problem
 
 
 def recalibrated(traveller: Traveller, state: State) -> State:
@@ -21,43 +22,34 @@ def recalibrated(traveller: Traveller, state: State) -> State:
         state: whose statistics are replaced.
 
     Raises:
+        ProblemError: batches are cut into pieces, or lie on several ranks.
         DataError: a batch is too small to have a variance.
 
     References:
         Izmailov et al., "Averaging weights leads to wider optima and better generalization" (2018), section 3.2.
     """
+    problem, seen = traveller.problem, 0
+    if problem.microbatch is not None or problem.ranks.size > 1:
+        raise ProblemError(
+            f"Expected whole batches on one process to recalibrate BatchNorm on, found microbatch={problem.microbatch} and "
+            f"{problem.ranks.size} ranks. Use smaller batches and group=None, or batchnorm='interpolated' for a path."
+        )
     traveller.go(state)
-    problem = traveller.problem
-    norms = [
-        module
-        for module in problem.model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    ]
-    momenta = [norm.momentum for norm in norms]
-    try:
-        with problem.session():
-            _gather(traveller, norms)
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+    with problem.session():
+        problem.ensure_checked()
+        with averaging(problem.model) as share, torch.no_grad():
+            for chunk in problem.chunks():
+                seen += chunk.samples
+                share(chunk.samples / seen)
+                _pass(problem, chunk)
     return traveller.state()
 
 
-def _gather(traveller: Traveller, norms: list[nn.modules.batchnorm._BatchNorm]) -> None:
-    problem, seen = traveller.problem, 0
-    problem.ensure_checked()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-    for chunk in problem.chunks():
-        seen += chunk.samples
-        for norm in norms:
-            norm.momentum = chunk.samples / seen
-        try:
-            with torch.no_grad():
-                problem.objective.evaluate(problem.model, chunk.batch)
-        except ValueError as error:
-            raise DataError(
-                f"Expected batches whose activations have a variance, to recalibrate BatchNorm, found chunk {chunk.index} of "
-                f"{chunk.samples} samples: {error} Use larger batches, or batchnorm='interpolated'."
-            ) from error
+def _pass(problem: Problem, chunk: Chunk) -> None:
+    try:
+        problem.objective.evaluate(problem.model, chunk.batch)
+    except ValueError as error:
+        raise DataError(
+            f"Expected batches whose activations have a variance, to recalibrate BatchNorm, found chunk {chunk.index} of "
+            f"{chunk.samples} samples: {error} Use larger batches, or batchnorm='interpolated'."
+        ) from error
