@@ -23,6 +23,7 @@ from theodolite.landscapes.paths import (
     path,
 )
 from theodolite.landscapes.planes import plane
+from theodolite.landscapes.sample_convergence import sample_convergence
 from theodolite.landscapes.scalars import accuracy
 from theodolite.landscapes.similarity import similarity
 from theodolite.landscapes.trajectories import PrincipalDirections, trajectory
@@ -55,6 +56,7 @@ __all__ = [
     "normalise",
     "path",
     "plane",
+    "sample_convergence",
     "similarity",
     "snapshots",
     "trajectory",

@@ -41,6 +41,7 @@ from theodolite.records.pac_bayes import PacBayes
 from theodolite.records.path import Path
 from theodolite.records.reading import read
 from theodolite.records.record import Record
+from theodolite.records.sample_convergence import SampleConvergence
 from theodolite.records.sampling import Clusters, Sampling, clusters, importance_sampling
 from theodolite.records.sharpness import Sharpness
 from theodolite.records.sign_flips import SignFlips
@@ -103,6 +104,7 @@ __all__ = [
     "Path",
     "Plane",
     "Record",
+    "SampleConvergence",
     "Sampling",
     "Scalars",
     "Sharpness",
