@@ -112,7 +112,7 @@ def test_what_has_no_input_gradient_is_refused() -> None:
         nn.CrossEntropyLoss(),
         [(torch.randint(4, (5, 2)), torch.randint(2, (5,)))],
     )
-    with pytest.raises(OperatorError, match=r"int64 of shape \(5, 2\)\. Nothing is differentiable in tokens"):
+    with pytest.raises(OperatorError, match=r"int64 of shape \(5, 2\)\. Nothing has a derivative in tokens"):
         input_gradients(tokens)
     with pytest.raises(ProblemError, match="'loss', 'logit', or a function"):
         inspect.unwrap(input_gradients)(classifier(), of=3)

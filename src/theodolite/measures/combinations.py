@@ -23,9 +23,10 @@ def sign_weights(problem: Problem, *, probes: int, seed: int) -> Float[Tensor, "
         seed: of the signs.
     """
     signs = torch.from_numpy(np.random.default_rng(seed).choice([-1.0, 1.0], size=(probes, problem.samples)))
-    weights = (signs - signs.mean(1, keepdim=True)) / (problem.samples - 1) ** 0.5
     # g_i = N·∇share_i/W, so that their mean is the gradient of the problem.
-    return weights * problem.samples / problem.total_weight(problem.totals()[1])
+    scale = problem.samples / problem.total_weight(problem.totals()[1]) / (problem.samples - 1) ** 0.5
+    weights: Tensor = scale * (signs - signs.mean(1, keepdim=True))
+    return weights
 
 
 def combined_gradients(problem: Problem, point: Point, weights: Float[Tensor, "k i"]) -> Float[Tensor, "k n"]:

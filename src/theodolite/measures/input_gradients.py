@@ -11,7 +11,8 @@ from torch import Tensor
 
 from theodolite.errors import ProblemError
 from theodolite.measures.arguments import surveyed
-from theodolite.measures.inputs import Of, at_inputs, inputs_of, name_of, refuse_inputs, scale_of
+from theodolite.measures.inputs import Of, at_inputs, name_of, refuse_inputs, scale_of
+from theodolite.operators.input_hessian import differentiable
 from theodolite.problem import Problem
 from theodolite.problem.arguments import whole
 from theodolite.records import Cost, InputGradients, IntegratedGradients
@@ -48,7 +49,7 @@ def input_gradients(problem: Problem, *, of: Of = "loss", step: int | None = Non
     point, values, rows, shapes = problem.point(), [], [], set()
     with problem.session():
         for chunk in problem.chunks():
-            inputs = inputs_of(chunk)
+            inputs = differentiable(chunk)
             shapes.add(_shape(inputs))
             value, gradient = at_inputs(problem, chunk, point, of=of, inputs=inputs)
             values.append(value.double().cpu())
@@ -111,7 +112,7 @@ def integrated_gradients(
     point, rows, changes, shapes = problem.point(), [], [], set()
     with problem.session():
         for chunk in problem.chunks():
-            inputs = inputs_of(chunk)
+            inputs = differentiable(chunk)
             starts = [torch.as_tensor(baseline, dtype=x.dtype, device=x.device).expand_as(x) for x in inputs]
             shapes.add(_shape(inputs))
             lengths = torch.cat(

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from theodolite.errors import DataError, OperatorError, ProblemError
+from theodolite.errors import DataError, ProblemError
 from theodolite.measures.separable import refuse_mixed_samples
+from theodolite.operators.input_hessian import with_inputs
 from theodolite.problem import Chunk, Point, Problem
 from theodolite.problem.criteria import tensor_of
-from theodolite.problem.data import map_tensors, tensors_of
 from theodolite.problem.objective import CriterionObjective, pair, with_outputs
 
 Of = Literal["loss", "logit"] | Callable[[Tensor, Any], Tensor]
@@ -31,22 +31,6 @@ def refuse_inputs(problem: Problem, of: object) -> CriterionObjective:
     objective = with_outputs(problem.objective, caller="Gradients in the inputs need")
     refuse_mixed_samples(problem)
     return objective
-
-
-def inputs_of(chunk: Chunk) -> tuple[Tensor, ...]:
-    """Floating-point inputs with a row for each sample.
-
-    Raises:
-        OperatorError: there are none, as for tokens.
-    """
-    found = tuple(tensor for tensor in tensors_of(pair(chunk.batch)[0]) if _counts(tensor, chunk))
-    if not found:
-        kinds = ", ".join(f"{each.dtype} of shape {tuple(each.shape)}" for each in tensors_of(pair(chunk.batch)[0]))
-        raise OperatorError(
-            f"Expected floating-point inputs with a row for each of {chunk.samples} samples, found {kinds or 'no tensor'}. Nothing "
-            "is differentiable in tokens: give the model their embeddings; and bring samples first in every tensor."
-        )
-    return found
 
 
 def at_inputs(
@@ -70,10 +54,8 @@ def at_inputs(
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
 
     def differentiate(model: nn.Module) -> tuple[Tensor, Tensor]:
-        taken = iter(leaves)
-        placed = map_tensors(pair(chunk.batch)[0], lambda tensor: next(taken) if _counts(tensor, chunk) else tensor)
-        targets = pair(chunk.batch)[1]
-        values = _values(objective, objective.outputs(model, (placed, targets)), targets, of, chunk.samples)
+        batch = with_inputs(chunk, leaves), pair(chunk.batch)[1]
+        values = _values(objective, objective.outputs(model, batch), batch[1], of, chunk.samples)
         rows = torch.autograd.grad(values.sum(), leaves, materialize_grads=True)
         return values.detach(), torch.cat([row.reshape(chunk.samples, -1) for row in rows], dim=1)
 
@@ -109,7 +91,3 @@ def _values(objective: CriterionObjective, outputs: Any, targets: Any, of: Of, s
         )
     known = (targets >= 0) & (targets < found.shape[1])  # the others are those that the criterion ignores
     return torch.where(known, found.gather(1, torch.where(known, targets, 0)[:, None])[:, 0], 0.0)
-
-
-def _counts(tensor: Tensor, chunk: Chunk) -> bool:
-    return tensor.is_floating_point() and tensor.dim() > 0 and tensor.shape[0] == chunk.samples

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from theodolite.errors import ProblemError
 from theodolite.measures.arguments import surveyed
-from theodolite.measures.inputs import at_inputs, inputs_of, refuse_inputs
+from theodolite.measures.inputs import at_inputs, refuse_inputs
+from theodolite.operators.input_hessian import differentiable
 from theodolite.problem import Point, Problem
 from theodolite.problem.arguments import optional, real, whole
 from theodolite.records import Cost, PacBayes
@@ -113,7 +114,7 @@ def _readings(problem: Problem, point: Point) -> tuple[Float[np.ndarray, " m"], 
     values, squares = [], []
     with problem.session():
         for chunk in problem.chunks():
-            loss, rows = at_inputs(problem, chunk, point, of="loss", inputs=inputs_of(chunk))
+            loss, rows = at_inputs(problem, chunk, point, of="loss", inputs=differentiable(chunk))
             values.append(loss.double().cpu())
             squares.append(rows.double().square().sum(1).cpu())
         scale = problem.samples / problem.total_weight(problem.totals(point)[1])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -64,7 +65,7 @@ class InputHessian(StackedOperator):
             )
         self.sizes, entries = [], 0
         for chunk in problem.chunks():
-            size = sum(tensor.numel() for tensor in _differentiable(chunk))
+            size = sum(tensor.numel() for tensor in differentiable(chunk))
             self.sizes.append(size // chunk.samples)
             entries += size
         super().__init__(problem, shape=(entries, entries), symmetric=True)
@@ -107,7 +108,7 @@ class InputGraph(GradientGraph):
         return torch.cat([part.reshape(samples, -1) for part in product], dim=1).reshape(-1)
 
 
-def _differentiable(chunk: Chunk) -> Tensors:
+def differentiable(chunk: Chunk) -> Tensors:
     """Floating-point inputs with a row for each sample.
 
     Raises:
@@ -118,24 +119,27 @@ def _differentiable(chunk: Chunk) -> Tensors:
     if not found:
         kinds = ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in inputs) or "no tensor"
         raise OperatorError(
-            f"Expected floating-point inputs with a row for each of {chunk.samples} samples, found {kinds}. The loss has no "
+            f"Expected floating-point inputs with a row for each of {chunk.samples} samples, found {kinds}. Nothing has a "
             "derivative in tokens: give the model their embeddings as inputs (inputs_embeds=model.get_input_embeddings()(tokens) "
             "for models of transformers)."
         )
     return found
 
 
+def with_inputs(chunk: Chunk, given: Sequence[Tensor]) -> Any:
+    """The inputs of a chunk with others in the place of those that ``differentiable`` finds."""
+    taken = iter(given)
+    return map_tensors(pair(chunk.batch)[0], lambda tensor: next(taken) if _counts(tensor, chunk.samples) else tensor)
+
+
 def _leaves(chunk: Chunk) -> Tensors:
     """Differentiable copies of the inputs that can be differentiated."""
-    return tuple(tensor.detach().clone().requires_grad_() for tensor in _differentiable(chunk))
+    return tuple(tensor.detach().clone().requires_grad_() for tensor in differentiable(chunk))
 
 
 def _loss(problem: Problem, model: nn.Module, chunk: Chunk, leaves: Tensors) -> tuple[Tensor, float]:
     """Total and weight of a chunk with the leaves in the place of its inputs."""
-    given = iter(leaves)
-    inputs, targets = pair(chunk.batch)
-    replaced = map_tensors(inputs, lambda tensor: next(given) if _counts(tensor, chunk.samples) else tensor)
-    total, weight = problem.objective.evaluate(model, (replaced, targets))
+    total, weight = problem.objective.evaluate(model, (with_inputs(chunk, leaves), pair(chunk.batch)[1]))
     if not torch.isfinite(total):
         raise non_finite_loss(float(total.detach()), where=f"batch {chunk.index}", parameters=problem.parameters)
     return total, weight
