@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from theodolite.errors import ProblemError
 from theodolite.landscapes.batchnorm import BatchNorm, checked
 from theodolite.landscapes.reading import Reading
 from theodolite.landscapes.readings import Beside, read_all
+from theodolite.landscapes.routes import Route
 from theodolite.landscapes.scalars import Scalars, quantities
 from theodolite.landscapes.sweep import Manner, assign
 from theodolite.operators.grouped import By
@@ -28,10 +29,12 @@ class Asked:
     Args:
         manner: of the problem itself.
         beside: other problems with theirs.
+        route: how points away from the centre are computed; the centre and everything exact is read by the loop.
     """
 
     manner: Manner
     beside: Beside
+    route: Route = field(default_factory=Route)
 
     @property
     def exactly(self) -> Asked:
@@ -59,7 +62,7 @@ class Asked:
         whole = len(center.weights)
         passes = sum(len(each.weights) / whole if each.partial else 1.0 for each in taken)
         each = self.manner.passes + sum(how.passes for _, how in self.beside.values())
-        found = Cost(forwards=passes * each, seconds=seconds)
+        found = Cost(forwards=passes * each + self.route.passes, seconds=seconds)
         return Cost(gradients=passes, forwards=passes * (each - 1), seconds=seconds) if self.gradient else found
 
     @property
@@ -69,7 +72,7 @@ class Asked:
 
     def context(self) -> dict[str, Any]:
         """What a record says of it."""
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = {"engine": self.route.engine} if self.route.asked else {}
         if self.manner.batchnorm is not None:
             found["batchnorm"] = {"stored": "stored statistics", "batch": "batch statistics"}.get(
                 self.manner.batchnorm, "recalibrated at every point"

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from theodolite.errors import NonFiniteError
-from theodolite.landscapes.sweep import assign, move
+from theodolite.landscapes.sweep import Move, assign
 from theodolite.linalg import lanczos
 from theodolite.operators import Hessian
 from theodolite.problem import Problem
@@ -63,7 +63,7 @@ def extremes(
     for position in coordinates.tolist():
         with torch.no_grad():
             moved = [torch.empty_like(part) for part in base]
-            move(base, axes, position)(moved)
+            Move(base, axes, position)(moved)
             assign(weights, moved)
         pair = []
         for which in ("largest", "smallest"):

@@ -17,6 +17,7 @@ from theodolite.landscapes import trajectories
 from theodolite.landscapes.asked import Asked, asked
 from theodolite.landscapes.batchnorm import BatchNorm
 from theodolite.landscapes.directions import Named, Pair, as_direction, cosine, flat_parameters, length, named_pair
+from theodolite.landscapes.engines import settled
 from theodolite.landscapes.extremes import coarse, extremes
 from theodolite.landscapes.grids import Spans, both
 from theodolite.landscapes.lines import KEEP, eigenvalue_note, of_scalars
@@ -26,6 +27,7 @@ from theodolite.landscapes.reading import Reading
 from theodolite.landscapes.readings import OnPoint, at_parameters, read, stderrs
 from theodolite.landscapes.rechecks import rechecked
 from theodolite.landscapes.remarks import context, kept, remarks
+from theodolite.landscapes.routes import Engine
 from theodolite.landscapes.scalars import Scalars
 from theodolite.landscapes.store import PointStore
 from theodolite.landscapes.surfaces import Axes, Cells, Surface, surface
@@ -52,6 +54,7 @@ def plane(
     batchnorm: BatchNorm | None = None,
     cap: float = float("inf"),
     autocast: torch.dtype | None = None,
+    engine: Engine = "loop",
     quadratic: bool = False,
     eigenvalues: int = 0,
     divide: Any = None,
@@ -91,6 +94,8 @@ def plane(
         cap: a point whose first chunk has a larger loss is read no further, and counts as exploded.
         autocast: ``torch.bfloat16`` to read points in reduced precision where that is faster; the centre, its neighbours and nine
             other points are read without, which gives the error.
+        engine: ``"loop"``, ``"vmap"``, ``"linear"`` or ``"auto"``, as for ``line``; with ``store`` or ``divide`` the loop, so
+            that readings are the same bytes whatever shares a call, and ``"vmap"`` and ``"linear"`` are refused.
         quadratic: also the quadratic model at the centre, and the distance up to which it holds.
         eigenvalues: positions on each axis at which λ_max and λ_min of the Hessian are found, 20 to 40 products each.
         divide: a process group among whose ranks the points are divided, ``"auto"`` for the default one; the problem holds all
@@ -130,6 +135,8 @@ def plane(
     alphas, betas = both(points, _spans(span, name, path))
     manner = asked(problem, scalars=scalars, groups=groups, also=also, batchnorm=batchnorm, cap=cap, autocast=autocast)
     among, pair = sharing(problem, divide), (first, second)
+    apart = store is not None or among is not None
+    manner = settled(problem, manner, pair, (alphas, betas), engine=engine, apart=apart)
     center = manner.center(problem)
     kept_points = None
     if store is not None:
@@ -171,7 +178,15 @@ def plane(
         + of_extra
         + manner.cost([*readings, *checkpoints], center, seconds=time.perf_counter() - started),
         seed=seed if named.random else None,
-        notes=(*named.notes, *remarks(readings, center), *lost, *_statistics(problem, path, manner), *said, *dropped),
+        notes=(
+            *named.notes,
+            *remarks(readings, center),
+            *manner.route.notes,
+            *lost,
+            *_statistics(problem, path, manner),
+            *said,
+            *dropped,
+        ),
         context=context(problem, name=name, center=center) | manner.context(),
         **fields,
         **extra,

@@ -95,7 +95,15 @@ def _each(
     places = [tuple(position) for position in coordinates.tolist()]
     held = [None if store is None else store.get(place) for place in places]
     missing = np.array([reading is None for reading in held], dtype=bool)
-    fresh = points_of(problem, coordinates[missing], directions, center=center, manner=asked.manner, also=asked.beside)
+    fresh = points_of(
+        problem,
+        coordinates[missing],
+        directions,
+        center=center,
+        manner=asked.manner,
+        also=asked.beside,
+        route=asked.route,
+    )
     for place, reading in zip(places, held, strict=True):
         if reading is not None:
             yield reading

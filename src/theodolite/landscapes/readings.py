@@ -12,7 +12,8 @@ from torch import Tensor
 
 from theodolite.landscapes.prefix import Prefix
 from theodolite.landscapes.reading import Reading as Reading
-from theodolite.landscapes.sweep import AS_IT_IS, Manner, Write, assign, move, sweep
+from theodolite.landscapes.routes import Route
+from theodolite.landscapes.sweep import AS_IT_IS, Manner, Move, Write, assign, sweep
 from theodolite.problem import Point, Problem
 from theodolite.records.jackknife import jackknife_stderr
 
@@ -70,21 +71,25 @@ def points_of(
     center: Reading,
     manner: Manner = AS_IT_IS,
     also: Beside | None = None,
+    route: Route | None = None,
 ) -> Iterator[Reading]:
-    """As ``read_grid``, each reading as soon as its block is done."""
+    """As ``read_grid``, each reading as soon as its block is done, by the loop or another route."""
+    route = Route() if route is None else route
     base = [leaf.detach() for leaf in problem.point().leaves]
     axes = [problem.layout.unflatten(direction) for direction in directions]
     moving = [any(bool(part.any()) for part in parts) for parts in zip(*axes, strict=True)]
-    prefixes: list[Prefix] = []
+    prefixes: list[Prefix | None] = [None] * (1 + len(also or {}))
     if problem.point().constants or not all(moving):  # one for each problem: their chunks are others
         prefixes = [Prefix(moving, memory=problem.memory // 4) for _ in range(1 + len(also or {}))]
     size = start = 0
     while start < len(coordinates):
-        block = coordinates[start : start + max(size, 1)]
+        # By vmap always as many, so that the bits do not depend on how fast the machine is.
+        block = coordinates[start : start + (route.width if route.engine == "vmap" else max(size, 1))]
         places = [index for index, position in enumerate(block) if position.any()]
-        writes = [move(base, axes, block[index].tolist()) for index in places]
+        moves = [Move(base, axes, block[index].tolist()) for index in places]
         begin = time.perf_counter()
-        found = dict(zip(places, read_all(problem, writes, manner=manner, also=also, prefixes=prefixes), strict=True))
+        read_here = read_moves(problem, moves, route, manner=manner, also=also, prefixes=prefixes)
+        found = dict(zip(places, read_here, strict=True))
         if places and not manner.quantities.gradient:  # whose rows would pile up
             size = fitting(problem, (time.perf_counter() - begin) / len(places))
         start += len(block)
@@ -92,22 +97,30 @@ def points_of(
 
 
 def read_all(
-    problem: Problem,
-    writes: Sequence[Write],
-    *,
-    manner: Manner = AS_IT_IS,
-    also: Beside | None = None,
-    prefixes: Sequence[Prefix | None] = (),
+    problem: Problem, writes: Sequence[Write], *, manner: Manner = AS_IT_IS, also: Beside | None = None
 ) -> list[Reading]:
     """Readings of a problem with those of others on other data among its scalars, under their names."""
-    if not writes:
+    return _beside(sweep(problem, writes, manner=manner), also, lambda other, how, _: sweep(other, writes, manner=how))
+
+
+def read_moves(
+    problem: Problem,
+    moves: Sequence[Move],
+    route: Route,
+    *,
+    manner: Manner,
+    also: Beside | None,
+    prefixes: Sequence[Prefix | None],
+) -> list[Reading]:
+    """As ``read_all``, by a route, with what earlier calls kept."""
+    if not moves:
         return []
-    first, *others = prefixes or [None] * (1 + len(also or {}))
-    readings = sweep(problem, writes, manner=manner, prefix=first)
-    for (name, (other, how)), prefix in zip((also or {}).items(), others, strict=True):
-        beside = sweep(other, writes, manner=how, prefix=prefix)
-        readings = [_joined(reading, name, there) for reading, there in zip(readings, beside, strict=True)]
-    return readings
+    first, *others = prefixes
+    return _beside(
+        route.read(problem, moves, manner, first),
+        also,
+        lambda other, how, place: route.read(other, moves, how, others[place]),
+    )
 
 
 def fitting(problem: Problem, seconds: float) -> int:
@@ -149,6 +162,15 @@ def stderrs(readings: Sequence[Reading], *, center: Reading) -> Float[np.ndarray
         )
         whole = np.array([reading.loss - center.loss for reading in readings])
     return jackknife_stderr(left_out, whole=whole, weights=center.weights)
+
+
+def _beside(
+    readings: list[Reading], also: Beside | None, read_other: Callable[[Problem, Manner, int], list[Reading]]
+) -> list[Reading]:
+    for place, (name, (other, how)) in enumerate((also or {}).items()):
+        there = read_other(other, how, place)
+        readings = [_joined(reading, name, found) for reading, found in zip(readings, there, strict=True)]
+    return readings
 
 
 def _joined(reading: Reading, name: str, other: Reading) -> Reading:

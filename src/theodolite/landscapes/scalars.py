@@ -63,7 +63,7 @@ class Quantities:
             return found
         each = shares().detach()
         groups = self.groups[start : start + len(each)].to(each.device)
-        totals = torch.zeros(len(self.names), dtype=each.dtype, device=each.device).index_add_(0, groups, each)
+        totals = torch.zeros(len(self.names), dtype=each.dtype, device=each.device).index_add(0, groups, each)
         sizes = torch.bincount(groups, minlength=len(self.names))
         return found + list(zip(totals.unbind(), sizes.unbind(), strict=True))
 

@@ -17,11 +17,13 @@ from theodolite.landscapes.asked import asked
 from theodolite.landscapes.batchnorm import BatchNorm
 from theodolite.landscapes.directions import Triple, flat_parameters, length, named_triple
 from theodolite.landscapes.directions.vectors import PARALLEL
+from theodolite.landscapes.engines import settled
 from theodolite.landscapes.grids import Span, positions
 from theodolite.landscapes.lines import KEEP, of_scalars
 from theodolite.landscapes.points import read_points, sharing
 from theodolite.landscapes.readings import OnPoint, stderrs
 from theodolite.landscapes.remarks import context, kept, remarks
+from theodolite.landscapes.routes import Engine
 from theodolite.landscapes.scalars import Scalars
 from theodolite.landscapes.store import PointStore
 from theodolite.operators.grouped import By
@@ -44,6 +46,7 @@ def volume(
     also: Mapping[str, Problem] | None = None,
     batchnorm: BatchNorm | None = None,
     cap: float = float("inf"),
+    engine: Engine = "loop",
     divide: Any = None,
     store: str | os.PathLike[str] | None = None,
     keep_directions_below: int = KEEP,
@@ -70,6 +73,7 @@ def volume(
         also: problems of the same model on other data, read at the same points.
         batchnorm: which statistics.
         cap: a point whose first chunk has a larger loss is read no further, and counts as exploded.
+        engine: as for ``plane``.
         divide: a process group among whose ranks the points are divided.
         store: folder in which every reading is kept as it is taken, from which the same call resumes to the same bytes.
         keep_directions_below: bytes up to which the record keeps the directions; 256 MiB by default.
@@ -98,6 +102,8 @@ def volume(
     axes = _axes(points, span)
     manner = asked(problem, scalars=scalars, groups=groups, also=also, batchnorm=batchnorm, cap=cap)
     among = sharing(problem, divide)
+    apart = store is not None or among is not None
+    manner = settled(problem, manner, named.vectors, axes, engine=engine, apart=apart)
     center = manner.center(problem)
     coordinates = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
     shape = coordinates.shape[:-1]
@@ -137,7 +143,7 @@ def volume(
         partial=partial if partial.any() else None,
         cost=named.cost + manner.cost(readings, center, seconds=time.perf_counter() - started),
         seed=seed if named.random else None,
-        notes=(*named.notes, *remarks(readings, center), *dropped),
+        notes=(*named.notes, *remarks(readings, center), *manner.route.notes, *dropped),
         context=context(problem, name=named.name, center=center) | manner.context(),
     )
 
