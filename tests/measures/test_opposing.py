@@ -52,7 +52,9 @@ def test_planted_outliers_are_found_and_oppose_each_other(seed: int) -> None:
     print(f"recall {recall:.2f}, precision {precision:.2f}, cos {found.opposition}, share {found.share:.2f}")
     assert recall >= 0.95
     assert precision >= 0.95
-    assert found.cosine < -0.5
+    assert (
+        found.cosine < -0.9
+    )  # in as many dimensions the groups of mere noise have −0.6, as they are chosen by what they lose
     assert found.share > 0.8
     assert sum(found.curvature_shares) > 0.8
     assert found.alternation(next_one).value < -0.9
@@ -134,6 +136,7 @@ def test_a_step_of_zero_has_no_groups_and_a_log_keeps_it(tmp_path) -> None:  # t
     still = opposing_signals(problem, torch.zeros(problem.n, dtype=torch.float64), step=4)
     assert len(still.samples) == 0
     assert still.share == 0
+    assert math.isnan(still.replace(changes=np.where(np.arange(len(still.changes)) == 0, np.nan, 1.0)).share)
     assert np.isnan(still.cosine)
     with Log(tmp_path / "run") as log:
         log.append(still)
