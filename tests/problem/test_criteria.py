@@ -187,6 +187,21 @@ def test_a_batch_of_ignored_targets_counts_for_nothing() -> None:
             torch.testing.assert_close(problem.gradient(), reference.gradient(), rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_classes_of_bytes_are_those_of_whole_numbers(weighted: bool) -> None:
+    """As a byte −100 is 156: a class, and not to be ignored."""
+    inputs, classes = torch.randn(6, 3, dtype=torch.float64), torch.tensor([156, 3, 156, 199, 0, 5])
+    weight = torch.linspace(0.5, 2, 200, dtype=torch.float64) if weighted else None
+    model, criterion = nn.Linear(3, 200).double(), nn.CrossEntropyLoss(weight=weight)
+    whole, bytewise = (Problem(model, criterion, [(inputs, t)]) for t in (classes, classes.to(torch.uint8)))
+    assert bytewise.loss() == pytest.approx(criterion(model(inputs), classes).item(), rel=1e-12)
+    torch.testing.assert_close(bytewise.gradient(), whole.gradient())
+    loss, outputs = recognise(criterion), model(inputs).detach()
+    u = torch.randn_like(outputs)
+    products = [loss.curvature(outputs, t)(u) for t in (classes, classes.to(torch.uint8))]
+    torch.testing.assert_close(*products)
+
+
 def test_data_with_nothing_to_predict_is_refused() -> None:
     problem = Problem(nn.Linear(3, 4), nn.CrossEntropyLoss(), [(torch.randn(5, 3), torch.full((5,), -100))])
     with pytest.raises(DataError, match=r"positive weight, found 0.*ignored"):

@@ -89,5 +89,6 @@ def _values(objective: CriterionObjective, outputs: Any, targets: Any, of: Of, s
             f"Expected logits (b, classes) and one class for each sample, found outputs of shape {tuple(found.shape)}. Use "
             "of='loss', or a function of (outputs, targets)."
         )
+    targets = targets.long()
     known = (targets >= 0) & (targets < found.shape[1])  # the others are those that the criterion ignores
     return torch.where(known, found.gather(1, torch.where(known, targets, 0)[:, None])[:, 0], 0.0)

@@ -76,6 +76,7 @@ def logit_sharpness(
             raise OperatorError(
                 "Expected class indices as targets, found probabilities, whose worst case has no closed form."
             )
+        targets = targets.long()
         here = F.cross_entropy(logits, targets, ignore_index=loss.ignore_index, reduction="sum")
         found = _rises(logits, targets, radii, ignore=loss.ignore_index)
         return [*found, float(here), loss.weight(logits, targets)]

@@ -157,7 +157,8 @@ class CrossEntropy(OutputLoss):
     def weight(self, outputs: Any, targets: Tensor) -> float:
         if targets.is_floating_point():
             return float(targets.numel() // tensor_of(outputs).shape[1])
-        valid = targets[targets != self.ignore_index]
+        classes = targets.long()
+        valid = classes[classes != self.ignore_index]
         if self.class_weight is None:
             return float(valid.numel())
         return float(self.class_weight.to(valid.device, torch.float64)[valid].sum())
@@ -196,6 +197,7 @@ class CrossEntropy(OutputLoss):
             return
         if targets.dtype not in (torch.int64, torch.uint8):
             raise DataError(f"Expected class indices of type torch.int64, found {targets.dtype}. Use targets.long().")
+        targets = targets.long()  # of uint8, 156 would equal −100
         unknown = targets[((targets < 0) | (targets >= classes)) & (targets != self.ignore_index)]
         if len(unknown):
             raise DataError(
@@ -205,7 +207,7 @@ class CrossEntropy(OutputLoss):
             )
 
     def _targets(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return targets.to(logits.dtype) if targets.is_floating_point() else targets
+        return targets.to(logits.dtype) if targets.is_floating_point() else targets.long()
 
     def position_weights(self, logits: Tensor, targets: Tensor) -> Tensor | None:
         """Σ_c q_c w_c at each position, with q the smoothed target distribution; 0 where ignored."""
@@ -216,6 +218,7 @@ class CrossEntropy(OutputLoss):
             q = targets.to(logits.dtype)
             on_target = q.sum(1) if weight is None else torch.einsum("bc...,c->b...", q, weight)
             return (1 - self.label_smoothing) * on_target + self.label_smoothing * uniform
+        targets = targets.long()
         valid = targets != self.ignore_index
         if weight is None:
             return None if bool(valid.all()) else valid.to(logits.dtype)
@@ -478,6 +481,11 @@ def _per_sample(values: Tensor) -> Float[Tensor, " b"]:
 
 
 def _classes_second(logits: Tensor, targets: Tensor) -> None:
+    if targets.is_floating_point() and targets.dim() == logits.dim() - 1:
+        raise DataError(
+            f"Expected class indices of type torch.int64, or probabilities of shape {tuple(logits.shape)}, found {targets.dtype} of "
+            f"shape {tuple(targets.shape)}. Use targets.long()."
+        )
     expected = (
         targets.shape if targets.is_floating_point() else (*targets.shape[:1], *logits.shape[1:2], *targets.shape[1:])
     )

@@ -82,7 +82,7 @@ class Categorical(Predictive):
         self._p = logits.softmax(dim=1)
         weights = loss.position_weights(logits, targets)
         self._root = None if weights is None else weights.sqrt().unsqueeze(1)
-        self._ignored = None if targets.is_floating_point() else targets == loss.ignore_index
+        self._ignored = None if targets.is_floating_point() else targets.long() == loss.ignore_index
         self._ignore_index = loss.ignore_index
 
     def sample(self, generator: torch.Generator) -> Tensor:
