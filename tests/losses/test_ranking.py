@@ -70,6 +70,8 @@ def test_draws_of_the_noise_are_averaged() -> None:
     )
     assert 16 / 3 < float(few.var() / many.var()) < 16 * 3  # an F ratio of 59 and 59 degrees is within a factor of 2
     assert float(few.mean() - many.mean()) == pytest.approx(0, abs=4 * float(few.std()) / 60**0.5)
+    with pytest.raises(ValueError, match="at least 1 draw of the noise, found draws=0"):
+        losses.neural_ndcg(S, Y, noise=0.5, draws=0)
 
 
 def test_mixtures_should_be_less_confident() -> None:

@@ -47,6 +47,9 @@ def neural_ndcg(
     Returns:
         Mean over lists with a relevant document, 0 if there is none.
 
+    Raises:
+        ValueError: there are no draws.
+
     Example:
         >>> neural_ndcg(torch.tensor([[3.0, 1.0]]), torch.tensor([[1.0, 0.0]]), tau=0.01)
         tensor(-1.)
@@ -58,6 +61,8 @@ def neural_ndcg(
     """
     s, y = widened(scores), widened(relevance)
     valid = torch.ones_like(s, dtype=torch.bool) if padded is None else ~padded
+    if draws < 1:
+        raise ValueError(f"Expected at least 1 draw of the noise, found draws={draws}.")
     if noise:
         s, y, valid = (given.repeat_interleave(draws, 0) for given in (s, y, valid))
         s = _perturbed(s, valid, noise, seed)
