@@ -122,11 +122,11 @@ def test_an_atlas_is_kept_by_the_log(found: Atlas, tmp_path) -> None:
 
 
 def test_what_cannot_be_drawn_is_refused(found: Atlas) -> None:
-    with pytest.raises(ProblemError, match="positive reach and draws of at least 0, found reach=0.0"):
+    with pytest.raises(ProblemError, match=r"positive reach and draws of at least 0, found reach=0\.0"):
         atlas(linear(), reach=0.0)
     with pytest.raises(ProblemError, match="a direction or a draw at least"):
         atlas(linear(), directions={}, draws=0)
     with pytest.raises(ProblemError, match="other names than 'random'"):
         atlas(linear(), directions={"random": "gaussian"})
-    with pytest.raises(ValueError, match="Expected a direction among 'gradient', .*, found 'north'"):
+    with pytest.raises(ValueError, match=r"Expected a direction among 'gradient', .*, found 'north'"):
         found.curvature("north")

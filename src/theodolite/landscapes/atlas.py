@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
@@ -93,7 +92,8 @@ def atlas(
         raise ProblemError("Expected a direction or a draw at least, found none.")
     vectors = [named.vectors[0] for _, named in found]
     center, ts = read(problem, problem.point()), positions(points, (-reach, reach))
-    slopes = [_derivatives(problem, flat, size * vector / length(vector)) for vector in vectors]
+    traveller = Traveller(problem)
+    slopes = [_derivatives(traveller, flat, size * vector / length(vector)) for vector in vectors]
     signs = [-1.0 if first.loss > 0 else 1.0 for first, _ in slopes]
     readings: list[list[Reading]] = []
     for vector, sign in zip(vectors, signs, strict=True):
@@ -138,12 +138,10 @@ def _usual(problem: Problem, optimizer: Optimizer | None) -> dict[str, Direction
 
 
 def _derivatives(
-    problem: Problem, flat: Float[Tensor, " n"], displacement: Float[Tensor, " n"]
+    traveller: Traveller, flat: Float[Tensor, " n"], displacement: Float[Tensor, " n"]
 ) -> tuple[Reading, Reading]:
     """First and second derivative at θ towards θ + displacement, in its units."""
-    traveller = Traveller(problem)
-    with torch.no_grad():
-        ends = [traveller.state_of(each) for each in (flat, flat + displacement)]
+    ends = [traveller.state_of(each) for each in (flat, flat + displacement)]
     found = slopes_at(traveller, *ends, at=0.0)
     return found.first, found.second
 

@@ -25,7 +25,7 @@ def atlas(record: Atlas) -> Figure:
         A figure of one panel.
     """
     finite = np.where(np.isfinite(record.losses), record.losses, np.nan)
-    y = fitted_axis("loss", finite, decades=2.0)
+    y = fitted_axis("loss", finite.ravel(), decades=2.0)
     kinds = {name: record.rows(name) for name in dict.fromkeys(record.names)}
     marks: list[Mark] = [Rule(at=0.0, direction="vertical", color="faint", width=0.8)]
     for name in sorted(kinds, key=lambda name: kinds[name].size < 2):

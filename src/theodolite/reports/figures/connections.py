@@ -27,7 +27,7 @@ def profiles(record: PathRecord) -> Figure:
     """
     losses = np.where(np.isfinite(record.losses), record.losses, np.nan)
     errors = np.where(np.isfinite(record.stderrs), record.stderrs, np.nan)
-    y = fitted_axis("loss", losses, losses - errors, losses + errors, decades=2.0)
+    y = fitted_axis("loss", *losses, *(losses - errors), *(losses + errors), decades=2.0)
     t, first = record.ts, losses[0]
     chord = (1 - t) * first[0] + t * first[-1]
     marks: list[Mark] = [Line(x=t, y=chord, color="faint", width=1.0, dash=True, label="chord")]
