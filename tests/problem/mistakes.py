@@ -135,6 +135,31 @@ MISTAKES: dict[str, Mistake] = {
         "ProblemError",
         r"an nn.Module, found a list. The order is Problem\(model, criterion, batches\)",
     ),
+    "a type by name": (
+        lambda: problem().replace(dtype="float64"),
+        "ProblemError",
+        r"floating-point type, found 'float64'. Use torch.float64",
+    ),
+    "NumPy arrays": (
+        lambda: Problem(model(), nn.CrossEntropyLoss(), [tuple(part.numpy() for part in data()[0])]).loss(),
+        "DataError",
+        r"tensors in the batches, found NumPy arrays: .*torch.as_tensor",
+    ),
+    "a half model of single data": (
+        lambda: Problem(model().bfloat16(), nn.CrossEntropyLoss(), data()).loss(),
+        "DataError",
+        r"type torch.bfloat16, found torch.float32: .*dtype=torch.bfloat16",
+    ),
+    "double data of a single model": (
+        lambda: Problem(model(), nn.CrossEntropyLoss(), [(data()[0][0].double(), data()[0][1])]).loss(),
+        "DataError",
+        r"type torch.float32, found torch.float64: .*dtype=torch.float32",
+    ),
+    "floating classes": (
+        lambda: problem(data()[0][1].float()).loss(),
+        "DataError",
+        r"class indices of type torch.int64, or probabilities of shape \(8, 2\), found torch.float32 .*long\(\)",
+    ),
     "half a sample": (
         lambda: problem().take(2.5),
         "ProblemError",

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from theodolite.errors import NotDeterministicError, ProblemError, TheodoliteError
+from theodolite.errors import DataError, NotDeterministicError, ProblemError, TheodoliteError
 from theodolite.problem.criteria import Generic
 from theodolite.problem.data import cause_of_change, fingerprint, move, piece
 from theodolite.problem.objective import CriterionObjective, Evaluation
@@ -45,7 +47,8 @@ def check(problem: Problem) -> None:
         with torch.no_grad():
             return problem.objective.parts(model, placed)
 
-    first = problem.call(forward, point)
+    with _explained(problem, placed):
+        first = problem.call(forward, point)
     _same_loss(first, problem.call(forward, point), problem)
     with _of_a_part():
         _depends(problem, piece(batch, 0, FEW))
@@ -55,6 +58,29 @@ def check(problem: Problem) -> None:
         with _of_a_part():
             in_parts = plain.call(parts, point)
         _adds_up(plain.call(forward, point), in_parts, problem)
+
+
+@contextmanager
+def _explained(problem: Problem, batch: object) -> Iterator[None]:
+    """Says what of a batch the model cannot have liked; what a model takes by itself is its own matter."""
+    try:
+        yield
+    except TheodoliteError:
+        raise
+    except (RuntimeError, TypeError) as error:
+        leaves = tree_leaves(batch)
+        if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+            raise DataError(
+                f"Expected tensors in the batches, found NumPy arrays: {error}. Turn them by torch.as_tensor."
+            ) from error
+        types = {leaf.dtype for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()}
+        if types - {problem.dtype} and "type" in str(error):
+            found = ", ".join(sorted(str(dtype) for dtype in types))
+            raise DataError(
+                f"Expected inputs of the parameters' type {problem.dtype}, found {found}: {error}. "
+                f"Problem(..., dtype={problem.dtype}) turns model and data into one type."
+            ) from error
+        raise
 
 
 @contextmanager

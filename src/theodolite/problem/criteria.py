@@ -483,8 +483,8 @@ def _per_sample(values: Tensor) -> Float[Tensor, " b"]:
 def _classes_second(logits: Tensor, targets: Tensor) -> None:
     if targets.is_floating_point() and targets.dim() == logits.dim() - 1:
         raise DataError(
-            f"Expected class indices of type torch.int64, or probabilities of shape {tuple(logits.shape)}, found {targets.dtype} of "
-            f"shape {tuple(targets.shape)}. Use targets.long()."
+            f"Expected class indices of type torch.int64, or probabilities of shape {tuple(logits.shape)}, found {targets.dtype} "
+            f"of shape {tuple(targets.shape)}. Use targets.long()."
         )
     expected = (
         targets.shape if targets.is_floating_point() else (*targets.shape[:1], *logits.shape[1:2], *targets.shape[1:])

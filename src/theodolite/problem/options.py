@@ -39,8 +39,8 @@ class Options:
             whole(microbatch=self.microbatch)
         if self.microbatch is not None and self.microbatch < 1:
             raise ProblemError(f"Expected microbatch to be at least 1 sample or None, found {self.microbatch}.")
-        if self.dtype is not None and not self.dtype.is_floating_point:
-            raise ProblemError(f"Expected dtype to be a floating-point type, found {self.dtype}. Use torch.float64.")
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise ProblemError(f"Expected dtype to be a floating-point type, found {self.dtype!r}. Use torch.float64.")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
