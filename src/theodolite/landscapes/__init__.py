@@ -22,6 +22,7 @@ from theodolite.landscapes.paths import (
     match,
     path,
 )
+from theodolite.landscapes.phase_metrics import phase_metrics
 from theodolite.landscapes.planes import plane
 from theodolite.landscapes.sample_convergence import sample_convergence
 from theodolite.landscapes.scalars import accuracy
@@ -55,6 +56,7 @@ __all__ = [
     "match",
     "normalise",
     "path",
+    "phase_metrics",
     "plane",
     "sample_convergence",
     "similarity",

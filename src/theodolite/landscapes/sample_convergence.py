@@ -115,8 +115,9 @@ def sample_losses(problem: Problem, point: Point) -> Float[np.ndarray, " b"]:
     for chunk in problem.chunks():
         found.append(problem.call(partial(shares, chunk=chunk), point, chunk=chunk.index))
         weights.append(problem.evaluate(chunk, point, grad=False)[1] if problem.objective.averages() else 0.0)
-    each: Float[np.ndarray, " b"] = torch.cat(found).numpy()
-    return np.asarray(each * (each.size / problem.total_weight(torch.tensor(weights, dtype=torch.float64))))
+    each = torch.cat(found)
+    each = each * (len(each) / problem.total_weight(torch.tensor(weights, dtype=torch.float64)))
+    return np.asarray(each.numpy())
 
 
 def _refuse(losses: Float[np.ndarray, "m b"]) -> None:

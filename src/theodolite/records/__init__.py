@@ -39,6 +39,7 @@ from theodolite.records.outliers import Outliers
 from theodolite.records.overshoot import overshoot
 from theodolite.records.pac_bayes import PacBayes
 from theodolite.records.path import Path
+from theodolite.records.phase import Phase, PhaseMetrics, phases
 from theodolite.records.reading import read
 from theodolite.records.record import Record
 from theodolite.records.sample_convergence import SampleConvergence
@@ -102,6 +103,8 @@ __all__ = [
     "Outliers",
     "PacBayes",
     "Path",
+    "Phase",
+    "PhaseMetrics",
     "Plane",
     "Record",
     "SampleConvergence",
@@ -135,6 +138,7 @@ __all__ = [
     "importance_sampling",
     "loss_weights",
     "overshoot",
+    "phases",
     "read",
     "restore",
     "slices",

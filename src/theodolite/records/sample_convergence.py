@@ -132,19 +132,19 @@ class SampleConvergence(Record):
 
         The error takes the sizes as independent; NaN with fewer than two sizes with a change.
         """
-        usable = (self.changes > 0) & (self.change_stderrs > 0)
-        if usable.sum() < 2:
+        usable = (self.changes > 0) & (self.change_stderrs > 0) & np.isfinite(self.changes + self.change_stderrs)
+        weights = np.square(self.changes[usable] / self.change_stderrs[usable])
+        if np.count_nonzero(weights) < 2:
             return Estimate(float("nan"), float("nan"))
         x, y = np.log(self.sizes[usable] + 0.5), np.log(self.changes[usable])  # √(k(k+1)) ≈ k + ½
-        weights = np.square(self.changes[usable] / self.change_stderrs[usable])
         away = x - np.average(x, weights=weights)
-        information = float(weights @ away**2)
-        return Estimate(float(weights @ (away * y) / information), 1 / math.sqrt(information))
+        information = np.float64(weights @ away**2)
+        return Estimate(float(weights @ (away * y) / information), float(1 / np.sqrt(information)))
 
     def summary(self) -> tuple[str, ...]:
         """Spread, change by the last sample, rate."""
         subject = f"{self.samples:,} samples, {max(self.spreads.size - 1, 0)} points at distance {number(self.radius)}"
-        if not self.samples or not self.spreads.size:
+        if self.samples < 1 or not self.spreads.size:
             return subject, "nothing was read"
         change = number(self.change(self.samples).value)
         return subject, f"S = {self.spread()}", f"one sample more changes {change}", f"changes ∝ k^{self.rate}"
