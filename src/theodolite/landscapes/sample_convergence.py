@@ -139,7 +139,7 @@ def _spread_stderrs(losses: Float[np.ndarray, "m b"]) -> Float[np.ndarray, " m"]
     squares = np.square(centred).mean(axis=1)
     fourth = (centred**4).mean(axis=1)
     errors = np.sqrt(np.maximum(fourth - squares**2, 0.0) / losses.shape[1])
-    return np.divide(errors, 2 * np.sqrt(squares), out=np.zeros_like(errors), where=squares > 0)
+    return np.asarray(np.divide(errors, 2 * np.sqrt(squares), out=np.zeros_like(errors), where=squares > 0))
 
 
 def _changes(
