@@ -188,7 +188,8 @@ def _fastest(trial: _Trial) -> Route:
     """The engine that a trial found clearly faster than the loop, else the loop."""
     trial.losses(Route(), COMPARED)
     loop = trial.seconds(Route(), TIMED)
-    timed, said = [], []
+    timed: list[tuple[float, Route]] = []
+    said: list[str] = []
     for engine, width in [("linear", 1), *(("vmap", width) for width in WIDTHS)]:
         if timed and width == WIDTHS[-1] and timed[-1][1].engine == "vmap" and timed[-1][0] > MARGIN * loop:
             break  # clearly slower at 8 points already
