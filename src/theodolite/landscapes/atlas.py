@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from theodolite.errors import ProblemError
-from theodolite.landscapes.directions import Direction, ascent, flat_parameters, length, named_direction, update
+from theodolite.landscapes.directions import Direction, Named, ascent, flat_parameters, length, named_direction, update
 from theodolite.landscapes.grids import positions
 from theodolite.landscapes.paths.derivatives import slopes_at
 from theodolite.landscapes.paths.traveller import Traveller
@@ -54,7 +54,7 @@ def atlas(
         points: positions on each slice, evenly spaced on each side of 0; an odd number is symmetric.
         reach: the farthest, as a share of ‖θ‖.
         seed: of random directions and of Lanczos.
-        on_point: called after every point with the number done and the number of all.
+        on_point: called after every slice with the number of points done and of all.
         step: optimiser step, kept in the record.
 
     Returns:
@@ -83,13 +83,7 @@ def atlas(
     size = length(flat)
     if not size > 0:
         raise ProblemError("Expected parameters that are not all zero, as distances are shares of ‖θ‖, found zeros.")
-    asked = dict(_usual(problem, optimizer) if directions is None else directions)
-    if RANDOM in asked and draws:
-        raise ProblemError(f"Expected directions of other names than {RANDOM!r}, which draws={draws} has taken.")
-    found = [(name, named_direction(problem, direction, seed=seed)) for name, direction in asked.items()]
-    found += [(RANDOM, named_direction(problem, "filter", seed=seed + draw)) for draw in range(draws)]
-    if not found:
-        raise ProblemError("Expected a direction or a draw at least, found none.")
+    found = _found(problem, directions, optimizer, draws, seed)
     vectors = [named.vectors[0] for _, named in found]
     center, ts = read(problem, problem.point()), positions(points, (-reach, reach))
     traveller = Traveller(problem)
@@ -97,7 +91,8 @@ def atlas(
     signs = [-1.0 if first.loss > 0 else 1.0 for first, _ in slopes]
     readings: list[list[Reading]] = []
     for vector, sign in zip(vectors, signs, strict=True):
-        readings.append(read_grid(problem, ts[:, None], [sign * size * vector / length(vector)], center=center))
+        towards = sign * size * vector / length(vector)
+        readings.append(read_grid(problem, ts[:, None], [towards], center=center))
         if on_point is not None:
             on_point(len(readings) * points, len(vectors) * points)
     every = [reading for row in readings for reading in row]
@@ -128,6 +123,20 @@ def atlas(
         ),
         context=context(problem, name="filter" if draws else "given", center=center),
     )
+
+
+def _found(
+    problem: Problem, directions: Mapping[str, Direction] | None, optimizer: Optimizer | None, draws: int, seed: int
+) -> list[tuple[str, Named]]:
+    """Directions by name, then the draws."""
+    asked = _usual(problem, optimizer) if directions is None else directions
+    if RANDOM in asked and draws:
+        raise ProblemError(f"Expected directions of other names than {RANDOM!r}, which draws={draws} has taken.")
+    found = [(name, named_direction(problem, direction, seed=seed)) for name, direction in asked.items()]
+    found += [(RANDOM, named_direction(problem, "filter", seed=seed + draw)) for draw in range(draws)]
+    if not found:
+        raise ProblemError("Expected a direction or a draw at least, found none.")
+    return found
 
 
 def _usual(problem: Problem, optimizer: Optimizer | None) -> dict[str, Direction]:
