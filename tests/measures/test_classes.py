@@ -84,8 +84,15 @@ def test_without_a_density_the_bulk_is_not_known() -> None:
     assert np.isnan(found.centre)
 
 
-@pytest.mark.parametrize("operator", ["hessian", "ggn"])
-@pytest.mark.parametrize("name", ["mlp", "mlp-weighted"])
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [
+        ("mlp", "hessian"),
+        ("mlp-weighted", "ggn"),
+        pytest.param("mlp", "ggn", marks=pytest.mark.slow),
+        pytest.param("mlp-weighted", "hessian", marks=pytest.mark.slow),
+    ],
+)
 def test_classes_have_the_dense_spectra_of_their_own_problems(name: str, operator: str) -> None:
     problem = BY_NAME[name].problem()
     found = classwise(problem, tol=1e-8, probes=2, steps=problem.n, operator=operator)

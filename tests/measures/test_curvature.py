@@ -13,7 +13,16 @@ from theodolite.measures import density, spectrum, trace
 from theodolite.measures.subject import OPERATORS
 from theodolite.problem import Problem
 
-all_families = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+FEW_ERRORS = (("mlp", "hessian"), ("mlp-weighted", "hessian"), ("mlp-sum", "ggn"), ("transformer", "covariance"))
+FEW = (
+    "mlp",
+    "transformer",
+    "from-loss",
+)  # the others are slow laws: what differs between families is held at the operators
+all_families = pytest.mark.parametrize(
+    "family",
+    [pytest.param(found, id=found.name, marks=() if found.name in FEW else pytest.mark.slow) for found in FAMILIES],
+)
 
 
 @all_families
@@ -57,8 +66,14 @@ def test_eigenvectors_beyond_the_cap_are_dropped_with_a_note() -> None:
     assert any("eigenvectors dropped" in note for note in found.notes)
 
 
-@pytest.mark.parametrize("operator", ["hessian", "ggn", "covariance"])
-@pytest.mark.parametrize("name", ["mlp", "mlp-weighted", "mlp-sum", "transformer"])
+@pytest.mark.parametrize(
+    ("name", "operator"),
+    [
+        pytest.param(name, operator, marks=() if (name, operator) in FEW_ERRORS else pytest.mark.slow)
+        for name in ("mlp", "mlp-weighted", "mlp-sum", "transformer")
+        for operator in ("hessian", "ggn", "covariance")
+    ],
+)
 def test_data_error_is_the_jackknife_with_fixed_eigenvectors(name: str, operator: str) -> None:
     family = BY_NAME[name]
     model, batches = family.model_and_data()
