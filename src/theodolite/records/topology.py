@@ -48,7 +48,8 @@ class Extremum:
         saddle: None for a minimum from which no way leads lower.
         elder: site of the minimum that it merges with at the saddle, None for a maximum and where there is no saddle.
         persistence: height between extremum and saddle; infinite where there is no saddle.
-        certain: height that is left of it whatever the errors of all cells at once, 0 where nothing is; NaN without errors.
+        certain: height that is left of it whatever the errors of all cells at once, at most the persistence, 0 where nothing is;
+            NaN without errors.
     """
 
     site: Site
@@ -225,18 +226,20 @@ def _certain(
 ) -> list[float]:
     """What is left of each persistence on every surface within the band.
 
-    Inside it {true ≤ t} ⊂ {values − reach ≤ t}, and the true bottom at a seed is at most values + reach. Parts of the larger
-    sets that have not met at t are apart on the true surface, so that the part of a seed lasts from no higher than values +
-    reach there to no lower than where it meets an older one.
+    Inside it {true ≤ t} ⊂ {values − reach ≤ t}, and the true surface at a seed is at most values + reach. Parts of the larger
+    sets that have not met at t are apart on the true surface, so that a barrier between the regions of two seeds rises from no
+    higher than values + reach at both to no lower than where the parts meet.
     """
     if np.isnan(reach).any():
         return [math.nan] * len(found)
     seeds = np.array([one.seed for one in found], dtype=np.int64)
-    lower, births = values - reach, values + reach
-    left = {
-        one.seed: math.inf if one.at is None else max(float(lower.flat[one.at] - births.flat[one.seed]), 0.0)
-        for one in merges(lower, kept=kept, diagonals=diagonals, births=births, seeds=seeds)
-    }
+    lower, upper = (values - reach).ravel(), (values + reach).ravel()
+    left: dict[int, float] = {}
+    for one in merges(values - reach, kept=kept, diagonals=diagonals, births=values, seeds=seeds):
+        if one.at is None or one.elder is None:
+            left[one.seed] = math.inf
+        else:
+            left[one.seed] = max(float(lower[one.at] - max(upper[one.seed], upper[one.elder])), 0.0)
     return [left.get(one.seed, 0.0) for one in found]
 
 
@@ -252,12 +255,14 @@ def _rings(
     """
     above = np.pad(np.where(kept, -values, -np.inf), 1, constant_values=-np.inf)
     everything = np.ones(above.shape, dtype=bool)
-    parts = [one for one in merges(above, kept=everything, diagonals=False) if one.at is not None]
-    parts = [one for one in parts if above.flat[one.at or 0] > above.flat[one.seed]]
+    parts = merges(above, kept=everything, diagonals=False)
+    parts = [one for one in parts if one.at is None or above.flat[one.at] > above.flat[one.seed]]
     left = _certain(above, np.pad(reach, 1), parts, kept=everything, diagonals=False)
     maxima, rings = [], []
     for part, certain in zip(parts, left, strict=True):
-        seed, at = (_unpadded(cell, above.shape) for cell in (part.seed, part.at or 0))
+        if part.at is None:
+            continue  # all that is outside
+        seed, at = (_unpadded(cell, above.shape) for cell in (part.seed, part.at))
         if kept.flat[seed]:
             maxima.append(_extremum(Merge(seed, at), values, site, certain))
         else:
