@@ -2,6 +2,7 @@
 
 import io
 
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -94,7 +95,42 @@ def test_a_film_has_a_frame_for_every_plane(tmp_path):
     assert {images.open(io.BytesIO(file.read_bytes())).size for file in pictures} == sizes
 
 
-def test_refusals(tmp_path):
+def drawn(angle, **changes):
+    """The second of two planes whose directions are orthonormal, one of them turned."""
+    pairs = [(np.array([np.cos(a), 0.0, np.sin(a)]), np.array([0.0, 1.0, 0.0])) for a in (0.0, angle)]
+    film = [each.replace(directions=pair) for each, pair in zip(planes(count=2), pairs, strict=True)]
+    film[1] = film[1].replace(**changes)
+    return film
+
+
+def test_planes_of_other_directions_or_axes_are_no_film():
+    """Directions of one length and angle may still be others: entries are compared, or names and seeds where there are none."""
+    assert len(frames(drawn(1e-9))) == 2
+    with pytest.raises(
+        ValueError, match=r"same directions, found d₁ at a distance of 0\.0\d+ in frame 2 and of length 1 in the"
+    ):
+        frames(drawn(1e-2))
+    assert len(frames(drawn(1e-2, directions=None))) == 2  # named alike
+    with pytest.raises(
+        ValueError, match=r"found 'frame' with seed 3 in frame 2 and 'frame' with seed None in the first"
+    ):
+        frames(drawn(0.0, directions=None, seed=3))
+    with pytest.raises(ValueError, match=r"found those of 4 parameters in frame 2 and 3 parameters"):
+        frames(drawn(0.0, directions=(np.eye(4)[0], np.eye(4)[1])))
+    with pytest.raises(ValueError, match=r"same axes, found spans \[\(-4\.0, 4\.0\), \(-1\.0, 2\.0\)\] in frame 2"):
+        frames(drawn(0.0, alphas=np.array([-4.0, 0.0, 1.0, 4.0])))
+    one = planes(count=1)[0]
+    finer = one.replace(alphas=np.array([-2.0, 2.0]), losses=one.losses[:2], stderrs=one.stderrs[:2])
+    with pytest.raises(ValueError, match=r"same axes, found 2 × 3 points in frame 2 and 4 × 3 points in the first"):
+        frames([one, finer])
+
+
+def test_refusals(tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users run without the checker of the tests
+    with pytest.raises(ValueError, match=r"several planes, in the order of the film, found a Plane"):
+        save_film(planes()[0], tmp_path / "film.gif")
+    with pytest.raises(ValueError, match=r"planes to make a film of, found a str in frame 1"):
+        save_film(["film"], tmp_path / "film.gif")
     with pytest.raises(ValueError, match="found none"):
         frames(())
     with pytest.raises(ValueError, match=r"same directions, found lengths and cosine \(2\.0, 1\.0, 0\.0\) in frame 2"):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from theodolite.records import Plane
+from theodolite.records import Plane, Record
 from theodolite.reports.extras import extra
 from theodolite.reports.figures.frames import frames
 from theodolite.reports.matplotlib_backend import render
@@ -28,7 +28,7 @@ def save_film(
     Cost: about 0.3 s a frame.
 
     Args:
-        planes: along the same directions, in the order of the film.
+        planes: along the same directions and axes, in the order of the film.
         path: ``film.gif`` for one file that moves, which stops a while at its end and starts again; ``film.png`` for the pictures
             ``film-0000.png``, ``film-0001.png``, …
         seconds: that each frame is shown.
@@ -40,10 +40,16 @@ def save_film(
         The files written.
 
     Raises:
-        ValueError: there are no planes, their directions differ, or the suffix is another.
+        ValueError: there are no planes, their directions or axes differ, or the suffix is another.
         ImportError: without matplotlib.
     """
     target = Path(path)
+    if isinstance(planes, Record) or not isinstance(planes, Iterable):
+        raise ValueError(
+            f"Expected several planes, in the order of the film, found a {type(planes).__name__}. "
+            "Write save_film([first, second], …); "
+            "one plane alone is a picture, figures.plane(record)."
+        )
     if target.suffix not in (".gif", ".png"):
         raise ValueError(f"Expected a film to be a .gif, or a .png for one file a frame, found {target.name!r}.")
     pictures = [render(figure, format="png", theme=theme, scale=scale) for figure in frames(tuple(planes), cap=cap)]

@@ -28,7 +28,8 @@ def frames(records: Sequence[Plane], *, cap: float | None = None) -> tuple[Figur
         One figure for each plane.
 
     Raises:
-        ValueError: there are no planes, or their directions differ in length or angle.
+        ValueError: there are no planes, or their directions, the ends of their axes or their numbers of points differ. Of planes
+            without directions their names, seeds, lengths and angle are compared.
     """
     _refuse_unlike(records)
     levels = _contour(plane(_pooled(records), cap=cap))
@@ -92,11 +93,46 @@ def _ends(positions: Sequence[np.ndarray]) -> tuple[float, float]:
 def _refuse_unlike(records: Sequence[Plane]) -> None:
     if not records:
         raise ValueError("Expected planes to make a film of, found none.")
-    first = records[0]
     for index, record in enumerate(records):
-        here, there = (*record.direction_norms, record.cosine), (*first.direction_norms, first.cosine)
-        if not np.allclose(here, there, rtol=TOGETHER, atol=TOGETHER, equal_nan=True):
+        if not isinstance(record, Plane):
             raise ValueError(
-                f"Expected planes along the same directions, found lengths and cosine {here} in frame {index + 1} and {there} in "
-                "the first. Draw them one by one."
+                f"Expected planes to make a film of, found a {type(record).__name__} in frame {index + 1}."
             )
+        found = _other_directions(record, records[0]) or _other_axes(record, records[0])
+        if found:
+            what, here, there = found
+            raise ValueError(
+                f"Expected planes along the same {what} {here} in frame {index + 1} and {there} in the first. Draw them one by one."
+            )
+
+
+def _other_directions(record: Plane, first: Plane) -> tuple[str, object, object] | None:
+    """How directions differ: in their lengths, their entries, or in what is known of those that were dropped."""
+    here, there = (*record.direction_norms, record.cosine), (*first.direction_norms, first.cosine)
+    if not np.allclose(here, there, rtol=TOGETHER, atol=TOGETHER, equal_nan=True):
+        return "directions, found lengths and cosine", here, there
+    if record.directions is None or first.directions is None:
+        drawn = [f"{each.name!r} with seed {each.seed}" for each in (record, first)]
+        return ("directions, found", *drawn) if drawn[0] != drawn[1] else None
+    sizes = [f"{each[0].size:,} parameters" for each in (record.directions, first.directions)]
+    if sizes[0] != sizes[1]:
+        return "directions, found those of", *sizes
+    for place, (one, other) in enumerate(zip(record.directions, first.directions, strict=True), start=1):
+        off = float(np.linalg.norm(one.astype(np.float64) - other))
+        if off > TOGETHER * float(np.linalg.norm(other)):
+            return (
+                f"directions, found d{'₀₁₂'[place]}",
+                f"at a distance of {off:.3g}",
+                f"of length {np.linalg.norm(other):.3g}",
+            )
+    return None
+
+
+def _other_axes(record: Plane, first: Plane) -> tuple[str, object, object] | None:
+    """How the ends of the axes or their numbers of points differ."""
+    sizes = [f"{each.alphas.size} × {each.betas.size} points" for each in (record, first)]
+    if sizes[0] != sizes[1]:
+        return "axes, found", *sizes
+    here, there = ([_ends([each.alphas]), _ends([each.betas])] for each in (record, first))
+    width = max(high - low for low, high in there)
+    return None if np.allclose(here, there, rtol=0, atol=TOGETHER * width) else ("axes, found spans", here, there)
