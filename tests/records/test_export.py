@@ -110,6 +110,34 @@ def test_every_point_of_a_plane_is_in_its_place(suffix, tmp_path):
             assert places[index, 0] ** 2 + places[index, 1] ** 2 == pytest.approx(length, rel=1e-13)
 
 
+@pytest.mark.parametrize("suffix", ["vts", "vtp"])
+def test_every_quantity_of_a_plane_is_in_its_file(suffix, tmp_path):
+    """Under its own name, beside the columns that every file has; errors where any is known."""
+    accuracy, known = G.standard_normal((3, 4)), np.abs(G.standard_normal((3, 4)))
+    scalars = {"accuracy": accuracy, "lambda_max": accuracy + 1, "distance": accuracy + 2, "loss": accuracy + 3}
+    record = plane(scalars=scalars, scalar_stderrs={"accuracy": known, "lambda_max": np.full((3, 4), np.nan)})
+    _, arrays = read(export(record, tmp_path / f"p.{suffix}"))
+    for name, values in {"accuracy": accuracy, "accuracy stderr": known, "lambda_max": accuracy + 1}.items():
+        np.testing.assert_array_equal(arrays[name][:12], values.ravel(order="F"))
+        assert np.isnan(arrays[name][12:]).all()  # at the checkpoints of the path
+    np.testing.assert_array_equal(arrays["scalar distance"][:12], (accuracy + 2).ravel(order="F"))
+    np.testing.assert_array_equal(arrays["scalar loss"][:12], (accuracy + 3).ravel(order="F"))
+    np.testing.assert_array_equal(arrays["loss"][:12], record.losses.ravel(order="F"))
+    assert "lambda_max stderr" not in arrays
+    assert len({len(values) for name, values in arrays.items() if name in scalars or name == "stderr"}) == 1
+
+
+def test_every_quantity_of_a_volume_is_in_its_file(tmp_path):
+    values, stderrs = G.standard_normal((2, 2, 3, 4)), np.ones((2, 2, 3, 4))
+    stderrs[1] = np.nan
+    record = volume().replace(scalars=("accuracy", "test loss"), scalar_values=values, scalar_stderrs=stderrs)
+    _, arrays = read(export(record, tmp_path / "v.vts"))
+    for place, name in enumerate(record.scalars):
+        np.testing.assert_array_equal(arrays[name], values[place].ravel(order="F"))
+    np.testing.assert_array_equal(arrays["accuracy stderr"], np.ones(24))
+    assert "test loss stderr" not in arrays
+
+
 def test_orthogonal_directions_are_not_sheared(tmp_path):
     record = plane(cosine=0.0)
     _, arrays = read(export(record, tmp_path / "p.vts"))

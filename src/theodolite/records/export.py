@@ -30,7 +30,8 @@ def export(record: Record, path: str | os.PathLike[str]) -> Path:
     strict JSON, in which arrays are nested lists with their type and shape, and NaN and infinity are strings. Both hold every
     bit and are read back by ``restore``. ``.vts``: the structured grid of a ``Plane`` or ``Volume``. ``.vtp``: the surface of a
     ``Plane`` with its path, or a ``Trajectory``. VTK coordinates are distances in parameter space, of oblique directions at
-    their angle; the third of a plane is the loss. Points that are not finite are hidden.
+    their angle; the third of a plane is the loss. Points that are not finite are hidden. Other quantities that were read
+    stand under their names, with ``"… stderr"`` where errors are known.
 
     Args:
         record: what to write.

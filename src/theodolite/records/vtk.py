@@ -16,11 +16,12 @@ from theodolite.records.volume import Volume
 
 HIDDEN = 2  # vtkDataSetAttributes::HIDDENPOINT
 TYPES = {"float64": "Float64", "int64": "Int64", "uint8": "UInt8"}
+RESERVED = ("distance", "places")
 Columns = Mapping[str, np.ndarray]
 
 
 def structured_grid(record: Plane | Volume) -> str:
-    """A ``.vts`` file: the points of a plane, at their losses, or of a volume, with losses and standard errors.
+    """A ``.vts`` file: the points of a plane, at their losses, or of a volume, with all quantities and standard errors.
 
     The first axis varies fastest, as VTK has it; in the record the last does.
     """
@@ -51,7 +52,8 @@ def polydata(record: Plane) -> str:
             "vtkGhostType": _ghosts(record.path_losses),
         }
         columns = {**columns, "distance": np.zeros(rows * width)}
-        columns = {name: np.concatenate([values, path[name]]) for name, values in columns.items()}
+        unknown = np.full(count, np.nan)  # other quantities are not read at checkpoints
+        columns = {name: np.concatenate([values, path.get(name, unknown)]) for name, values in columns.items()}
     lines = [np.arange(rows * width, len(points))] if len(points) > rows * width else []
     return _polydata(points, columns, lines=lines, polygons=list(quads))
 
@@ -116,7 +118,26 @@ def _columns(record: Plane | Volume) -> dict[str, np.ndarray]:
     axes = record.axes if isinstance(record, Volume) else (record.alphas, record.betas)
     losses = _first_fastest(record.losses)
     named = zip(("alpha", "beta", "gamma"), _coordinates(*axes).T, strict=False)
-    return {"loss": losses, "stderr": _first_fastest(record.stderrs), **dict(named), "vtkGhostType": _ghosts(losses)}
+    found = {"loss": losses, "stderr": _first_fastest(record.stderrs), **dict(named), "vtkGhostType": _ghosts(losses)}
+    for name, values in _scalars(record).items():
+        # A count that a user named as a column of every file stands beside it.
+        found[f"scalar {name}" if name in found or name in RESERVED else name] = _first_fastest(values)
+    return found
+
+
+def _scalars(record: Plane | Volume) -> dict[str, np.ndarray]:
+    """Other quantities at every point, each with its standard errors where one is known."""
+    if isinstance(record, Plane):
+        values, stderrs = record.scalars, record.scalar_stderrs
+    else:
+        arrays = (record.scalar_values, record.scalar_stderrs)
+        values, stderrs = ({} if each is None else dict(zip(record.scalars, each, strict=True)) for each in arrays)
+    found: dict[str, np.ndarray] = {}
+    for name, each in values.items():
+        found[name] = each
+        if name in stderrs and np.isfinite(stderrs[name]).any():
+            found[f"{name} stderr"] = stderrs[name]
+    return found
 
 
 def _polydata(
