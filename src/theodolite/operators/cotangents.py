@@ -72,8 +72,9 @@ def sampled_roots(
 ) -> Float[Tensor, "b *out"]:
     """One random vector u of the shape of the outputs with E[u_i u_iᵀ] = Λ_i for every sample i.
 
-    The score of targets that the model predicts, where the criterion is the logarithm of a density, the same that ``Fisher``
-    draws; for any other criterion a root of the curvature times a standard normal vector.
+    Where the criterion is the logarithm of a density, the score of targets that are drawn by how much of the curvature is
+    theirs, with random signs (``Predictive.root``): at confident predictions targets drawn as predicted, as ``Fisher`` draws
+    them, would nearly always have none; for any other criterion a root of the curvature times a standard normal vector.
 
     Args:
         loss: the criterion.
@@ -86,8 +87,7 @@ def sampled_roots(
         OperatorError: as for ``curvature_roots``.
     """
     if has_density(loss):
-        predicted = predictive(loss, outputs, targets)
-        return predicted.score(predicted.sample(generator))
+        return predictive(loss, outputs, targets).root(generator)
     sites = _Sites(loss, outputs)
     sites.refuse_beyond(memory)
     roots = _site_roots(loss, outputs, targets, sites)

@@ -36,6 +36,16 @@ class Predictive(ABC):
         """
 
     @abstractmethod
+    def root(self, generator: torch.Generator) -> Tensor:
+        """A random vector with the second moment of the score, each target with its expected length at every draw.
+
+        Drawn as predicted, a target that the model is sure of has a score near zero nearly always and a long one hardly
+        ever: near a fit no draw of any affordable number shows what the expectation is made of, and their spread is zero too.
+        Here targets are drawn in proportion to probability times squared score, the score is divided by what that favours
+        it, and its sign is random, as products of different targets must vanish in expectation.
+        """
+
+    @abstractmethod
     def spread(self, vector: Tensor) -> Tensor:
         """Variance over draws of (sᵀu)², in closed form, for the score s of each target and its part u of a vector."""
 
@@ -79,7 +89,7 @@ class Categorical(Predictive):
 
     def __init__(self, loss: CrossEntropy, outputs: Tensor, targets: Tensor) -> None:
         logits = outputs.detach()
-        self._p = logits.softmax(dim=1)
+        self._logits, self._p = logits, logits.softmax(dim=1)
         weights = loss.position_weights(logits, targets)
         self._root = None if weights is None else weights.sqrt().unsqueeze(1)
         self._ignored = None if targets.is_floating_point() else targets.long() == loss.ignore_index
@@ -98,6 +108,26 @@ class Categorical(Predictive):
         )
         return score if self._root is None else score * self._root
 
+    def root(self, generator: torch.Generator) -> Tensor:
+        p = self._logits.double().softmax(dim=1)
+        likeliest = p.argmax(dim=1, keepdim=True)
+        # The likeliest class: what it leaves is the sum of the others, as 1 − p would be rounding where it is sure.
+        others = p.scatter(1, likeliest, 0.0)
+        rest, squares = others.sum(1, keepdim=True), others.square().sum(1, keepdim=True)
+        sure = p.gather(1, likeliest)
+        # ‖s_y‖² = (1 − p_y)² + Σ_{j≠y} p_j², which is 1 − 2p_y + Σ p².
+        shares = others.mul_(1 + squares + sure.square() - 2 * p)
+        shares.scatter_(1, likeliest, sure * (rest.square() + squares))
+        steps = shares.movedim(1, -1).cumsum(-1)
+        total = steps[..., -1:]  # Σ p‖s‖², the trace of the curvature at each position
+        draws = torch.rand((*steps.shape[:-1], 1), generator=generator, dtype=torch.float64).to(steps.device)
+        found = torch.searchsorted(steps, draws * total, right=True).clamp_(max=steps.shape[-1] - 1).movedim(-1, 1)
+        chance, share = p.gather(1, found), shares.gather(1, found)
+        score = p.scatter_(1, found, -torch.where(found == likeliest, rest, 1 - chance))
+        scale = (total.movedim(-1, 1) * chance / share.where(share > 0, 1.0)).sqrt() * _signs(share, generator)
+        root = (scale * score).to(self._p)
+        return root if self._root is None else root * self._root
+
     def spread(self, vector: Tensor) -> Tensor:
         # sᵀu is pᵀu − u_y times a root: its square has the central moments of u under p.
         squares = (vector - (self._p * vector).sum(1, keepdim=True)).square()
@@ -113,7 +143,7 @@ class Bernoulli(Predictive):
     """One bit for each logit."""
 
     def __init__(self, loss: BinaryCrossEntropy, outputs: Tensor, targets: Tensor) -> None:
-        self._p = outputs.detach().sigmoid()
+        self._logits, self._p = outputs.detach(), outputs.detach().sigmoid()
         self._root = loss.element_weights(outputs.detach(), targets).sqrt()
 
     def sample(self, generator: torch.Generator) -> Tensor:
@@ -122,6 +152,11 @@ class Bernoulli(Predictive):
 
     def score(self, sampled: Tensor) -> Tensor:
         return self._root * (self._p - sampled)
+
+    def root(self, generator: torch.Generator) -> Tensor:
+        logits = self._logits.double()  # in which 1 − p is a sigmoid of its own
+        deviation = (logits.sigmoid() * (-logits).sigmoid()).sqrt()
+        return self._root * (deviation * _signs(deviation, generator)).to(self._p)
 
     def spread(self, vector: Tensor) -> Tensor:
         # (p − y)² is (1 − p)² with probability p and p² with 1 − p.
@@ -141,5 +176,13 @@ class Gaussian(Predictive):
     def score(self, sampled: Tensor) -> Tensor:
         return 2 * (self._mean - sampled)
 
+    def root(self, generator: torch.Generator) -> Tensor:
+        return math.sqrt(2.0) * _signs(self._mean, generator)
+
     def spread(self, vector: Tensor) -> Tensor:
         return 8 * vector.pow(4)
+
+
+def _signs(like: Tensor, generator: torch.Generator) -> Tensor:
+    """±1 at random in each place."""
+    return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
