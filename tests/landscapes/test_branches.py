@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from theodolite.errors import ProblemError
-from theodolite.landscapes.paths import basin, branching
+from theodolite.landscapes.paths import basin, branching, path
 from theodolite.landscapes.paths.branches import blended
 from theodolite.problem import Problem
 
@@ -86,6 +88,44 @@ def descend(model: nn.Module, memory: object, steps: range, seed: int) -> None:
         model(torch.ones(1, dtype=torch.float64)).sum().backward()
         with torch.no_grad():
             model.w.sub_(0.05 * model.w.grad)
+
+
+class Normed(nn.Module):
+    """One weight before BatchNorm with stored statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Linear(2, 2).double()
+        self.norm = nn.BatchNorm1d(2).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.scale(x))
+
+
+def test_runs_with_batchnorm_are_compared_with_recalibrated_ends_and_named_with_stored_losses() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 2).double(), torch.randn(16, 2).double()
+    problem = Problem(Normed(), nn.MSELoss(), [(x[:8], y[:8]), (x[8:], y[8:])])
+
+    def drift(model: Normed, memory: None, steps: range, seed: int) -> None:
+        with torch.no_grad():
+            model.scale.weight.add_(1.0 + seed)
+            model.norm.running_var.mul_(3.0 + seed)
+
+    ends = [copy.deepcopy(problem.model) for _ in range(2)]
+    for seed, end in enumerate(ends):
+        drift(end, None, range(1), seed)
+    found = branching(problem, drift, branches=[0], steps=1, points=3)
+    alone = path(problem, *ends, points=3, predict=False)
+    assert found.barrier(0) == alone.barrier("linear, recalibrated")
+    assert found.losses[0].tolist() == alone.losses[0, [0, -1]].tolist()
+    from_home = basin(problem, drift, Normed(), alphas=[0.0], steps=1, points=3)
+    home = path(problem, problem.model, ends[0], points=3, predict=False)
+    assert from_home.barrier(0) == home.barrier("linear, recalibrated")
+    assert [from_home.loss, *from_home.losses] == home.losses[0, [0, -1]].tolist()
+    for record in (found, from_home):
+        assert any("recalibrated at every position, the ends included" in note for note in record.notes)
+    assert found.cost.forwards == 2 + 6
 
 
 def test_a_blend_keeps_the_variance_of_independent_weights_and_the_rest_of_the_model() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +112,29 @@ def test_basins_are_joined_by_low_barriers_over_others() -> None:
     assert record.replace(heights=np.repeat(chained[..., None], 4, axis=2)).basins(1.0).tolist() == [0, 0, 0, 0]
     with pytest.raises(ValueError, match="among 'a', 'b', 'c', 'd', found 'e'"):
         record.barrier("a", "e")
+
+
+@pytest.mark.parametrize("aligned", [False, True])
+def test_pairs_with_stored_statistics_are_recalibrated_at_the_checkpoints_too(aligned: bool) -> None:
+    family = BY_NAME["convnet"]
+    model, batches = family.model_and_data()
+    problem, checkpoints = family.problem_of(model, batches), {"one": model}
+    for seed, name in enumerate(("two", "three")):
+        g = torch.Generator().manual_seed(seed)
+        checkpoints[name] = copy.deepcopy(model)
+        with torch.no_grad():
+            for value in [*checkpoints[name].parameters(), checkpoints[name].norm1.running_var]:
+                value.add_(0.3 * torch.rand(value.shape, generator=g, dtype=value.dtype))
+    found = connectivity(problem, checkpoints, points=3, aligned=aligned)
+    profile = "aligned, recalibrated" if aligned else "linear, recalibrated"
+    assert found.profile == profile
+    for i, j in combinations(checkpoints, 2):
+        alone = path(problem, checkpoints[i], checkpoints[j], points=3, aligned=aligned, predict=False)
+        assert found.barrier(i, j) == alone.barrier(profile)
+    assert found.losses[1] == family.problem_of(checkpoints["two"], batches).loss()
+    assert any("recalibrated at every position, the ends included" in note for note in found.notes)
+    # three checkpoints and pairs: stored and recalibrated losses, and two passes between the ends
+    assert found.cost.forwards == (3 + 3 * (1 + 6) if aligned else 3 * 3 + 3 * 2)
 
 
 def test_copies_with_permuted_units_are_one_basin_when_aligned() -> None:

@@ -112,7 +112,7 @@ def test_definitions_of_the_barrier_differ_by_what_the_ends_lose() -> None:
     assert np.isnan(heights(np.array([2.0, np.nan, 1.0, 1.0, 2.0]), ts)).all()
 
 
-@pytest.mark.parametrize("statistics", ["interpolated", "stored", "recalibrated"])
+@pytest.mark.parametrize("statistics", ["interpolated", "stored"])
 def test_the_ends_are_those_of_the_checkpoints_bit_for_bit(statistics: str) -> None:
     problem, first, second = two_nets()
     found = path(problem, first.state_dict(), second, points=3, batchnorm=statistics)  # type: ignore[arg-type]
@@ -143,7 +143,26 @@ def test_statistics_between_the_ends_are_what_their_name_says() -> None:
             norm.momentum = sizes[count - 1] / sum(sizes[:count])
         middle.train()(x)
     assert found.losses[2, 1] == pytest.approx(oracle.loss(), rel=1e-12)
-    assert any("keep their stored statistics" in note for note in found.notes)
+
+
+def test_a_recalibrated_barrier_does_not_depend_on_what_the_ends_have_stored() -> None:
+    problem, first, second = two_nets()
+    scrambled = [copy.deepcopy(end) for end in (first, second)]
+    for end, shift in zip(scrambled, (1.0, -2.0), strict=True):
+        for norm in (end.norm1, end.norm2):
+            norm.running_mean.add_(shift)
+            norm.running_var.mul_(5.0)
+    found, other = (
+        path(problem, *pair, points=5, batchnorm="recalibrated", predict=False) for pair in ((first, second), scrambled)
+    )
+    np.testing.assert_array_equal(other.losses, found.losses)
+    np.testing.assert_array_equal(other.height_stderrs, found.height_stderrs)
+    traveller = Traveller(problem)
+    for end, loss in zip((first, second), found.losses[0, [0, -1]], strict=True):
+        assert traveller.read(recalibrated(traveller, traveller.state_of(end))).loss == loss
+    stored = [BY_NAME["convnet"].problem_of(end, problem.batches).loss() for end in (first, second)]
+    assert any(f"the ends have losses {stored[0]:.6g} and {stored[1]:.6g}" in note for note in found.notes)
+    assert found.cost.forwards == 5 * 2 + 2
 
 
 def test_recalibrated_statistics_are_those_of_the_activations() -> None:

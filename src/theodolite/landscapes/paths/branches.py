@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from theodolite.errors import ProblemError
 from theodolite.landscapes.paths.curve import straight
 from theodolite.landscapes.paths.path import named, remarks
-from theodolite.landscapes.paths.profiles import Profile, Statistics, read_profile
+from theodolite.landscapes.paths.profiles import Profile, Statistics, policy_notes, read_profile
 from theodolite.landscapes.paths.traveller import Checkpoint, State, Traveller
 from theodolite.problem import Problem, undisturbed
 from theodolite.problem.guard import seed_everything
@@ -50,7 +50,7 @@ def branching(
             before every call.
         branches: steps after which two runs part, each at most ``steps``.
         steps: of every run.
-        seeds: of the two runs of a pair; their common steps are those of the first.
+        seeds: of the two runs of a pair, which differ; their common steps are those of the first.
         points: positions on each path.
         step: optimiser step, kept in the record.
 
@@ -58,7 +58,7 @@ def branching(
         Barriers, losses and the geometry of each pair.
 
     Raises:
-        ProblemError: branches that are not between 0 and ``steps``, or too few points.
+        ProblemError: branches that are not between 0 and ``steps``, equal seeds, or too few points.
 
     Example:
         >>> from torch.nn.functional import mse_loss
@@ -82,6 +82,10 @@ def branching(
     _refuse(points, steps)
     if not branches or any(not 0 <= branch <= steps for branch in branches):
         raise ProblemError(f"Expected branches between 0 and steps={steps}, found {list(branches)}.")
+    if seeds[0] == seeds[1]:
+        raise ProblemError(
+            f"Expected two different seeds, found {seeds}. Runs of one seed never part, and every barrier would be 0."
+        )
     runs, reader = _Runs(problem, train), _Reader(problem, points)
     trunk, done, rows = (copy.deepcopy(problem.model), None), 0, {}
     for branch in sorted(set(branches)):
@@ -98,13 +102,13 @@ def branching(
         steps=steps,
         heights=np.stack([profile.heights(reader.ts) for profile in profiles]),
         height_stderrs=np.stack([profile.height_stderrs(reader.ts) for profile in profiles]),
-        losses=np.stack([profile.losses[[0, -1]] for profile in profiles]),
+        losses=np.array([[reading.loss for reading in profile.own] for profile in profiles]),
         distances=np.array([rows[branch][1] for branch in branches]),
         gaps=np.array([profile.distance for profile in profiles]),
         cosines=np.array([rows[branch][2] for branch in branches]),
         profile=named("linear", reader.policy),
         cost=reader.cost(started),
-        notes=remarks(profiles[0].readings),
+        notes=(*reader.notes, *remarks(profiles[0].readings)),
         context=problem.context() | {"chunks": int((profiles[0].readings[0].weights > 0).sum())},
     )
 
@@ -168,14 +172,14 @@ def basin(
         steps=steps,
         heights=np.stack([profile.heights(reader.ts) for profile in profiles]),
         height_stderrs=np.stack([profile.height_stderrs(reader.ts) for profile in profiles]),
-        loss=float(profiles[0].losses[0]),
+        loss=profiles[0].own[0].loss,
         starts=np.array(starts),
-        losses=np.array([profile.losses[-1] for profile in profiles]),
+        losses=np.array([profile.own[1].loss for profile in profiles]),
         distances=np.array(distances),
         profile=named("linear", reader.policy),
         cost=reader.cost(started),
         seed=seed,
-        notes=remarks(profiles[0].readings),
+        notes=(*reader.notes, *remarks(profiles[0].readings)),
         context=problem.context() | {"chunks": int((profiles[0].readings[0].weights > 0).sum())},
     )
 
@@ -214,11 +218,16 @@ class _Reader:
         self.policy: Statistics = "recalibrated" if self.traveller.statistics else "interpolated"
 
     def profile(self, start: State, end: State) -> Profile:
-        ends = [self.traveller.read(state) for state in (start, end)]
+        own = [self.traveller.read(state) for state in (start, end)]
         line = straight(start, end)
-        found = read_profile(self.traveller, line, self.ts, name="run", statistics=self.policy, ends=ends)
-        self.passes += self.ts.size + found.passes
+        found = read_profile(self.traveller, line, self.ts, name="run", statistics=self.policy, own=own)
+        self.passes += 2 + found.passes
         return found
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """With which statistics barriers and losses were read."""
+        return policy_notes(self.policy)
 
     def way(self, start: State, end: State) -> Tensor:
         """From one state to another in the selected parameters, flattened, in double precision."""

@@ -95,7 +95,7 @@ def _pairs(first: State, last: State, layer: str) -> tuple[tuple[State, State], 
 def _read(traveller: Traveller, start: State, end: State, ts: np.ndarray) -> tuple[float, ...]:
     line = straight(start, end)
     ends = [traveller.read(state) for state in (start, end)]
-    profile: Profile = read_profile(traveller, line, ts, name="layer", statistics="interpolated", ends=ends)
+    profile: Profile = read_profile(traveller, line, ts, name="layer", statistics="interpolated", own=ends)
     predicted, predicted_errors = predicted_deviations(traveller, start, end, ts)
     top = int(np.argmax(predicted))
     return (

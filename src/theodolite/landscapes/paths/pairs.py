@@ -12,7 +12,7 @@ from theodolite.errors import ProblemError
 from theodolite.landscapes.paths.curve import straight
 from theodolite.landscapes.paths.matching import match
 from theodolite.landscapes.paths.path import named, refuse_unselected, remarks
-from theodolite.landscapes.paths.profiles import Statistics, read_profile
+from theodolite.landscapes.paths.profiles import Statistics, policy_notes, read_profile, read_recalibrated
 from theodolite.landscapes.paths.traveller import Checkpoint, Traveller
 from theodolite.problem import Problem
 from theodolite.records import Connectivity, Cost
@@ -30,20 +30,20 @@ def connectivity(
 ) -> Connectivity:
     """Barriers on the straight paths between all pairs of checkpoints.
 
-    Cost: points − 2 forward passes a pair, two for each with recalibration, and one a checkpoint; with ``aligned`` that of
-    ``match`` and one more pass a pair.
+    Cost: points − 2 forward passes a pair and one a checkpoint, with recalibration twice as many a pair and three a checkpoint;
+    with ``aligned`` that of ``match`` and one more pass a pair, or five.
 
     Args:
         problem: whose loss and data are read.
         checkpoints: by name, each as for ``path``.
         points: positions on each path, evenly spaced; an odd number has the middle among them.
-        batchnorm: statistics of BatchNorm between the ends, as for ``path``; recalibrated by default where the model has
-            stored ones.
+        batchnorm: statistics of BatchNorm, as for ``path``; by default recalibrated, at the checkpoints too, where the model
+            has stored ones.
         aligned: whether the hidden units of the later of each pair are first brought into the order of the earlier.
         step: optimiser step, kept in the record.
 
     Returns:
-        Barriers by each definition in use with errors from the data, and distances.
+        Barriers by each definition in use with errors from the data, distances, and losses with stored statistics.
 
     Raises:
         ProblemError: fewer than two checkpoints, too few points, checkpoints that differ in what the problem does not select,
@@ -71,17 +71,21 @@ def connectivity(
     policy = policy if traveller.statistics else "interpolated"
     states = [traveller.state_of(checkpoint) for checkpoint in checkpoints.values()]
     readings = [traveller.read(state) for state in states]
+    once = policy == "recalibrated" and not aligned
+    moved = [read_recalibrated(traveller, state) for state in states] if once else []
     ts, count = np.linspace(0.0, 1.0, points), len(states)
     heights, errors = np.zeros((count, count, len(HEIGHTS))), np.zeros((count, count, len(HEIGHTS)))
-    distances, passes = np.zeros((count, count)), float(count)
+    distances, passes = np.zeros((count, count)), float(count + 2 * len(moved))
     for i, j in combinations(range(count), 2):
         refuse_unselected(traveller, states[i], states[j])
         end = match(problem, states[i], states[j]).state if aligned else states[j]
-        ends = [readings[i], traveller.read(end) if aligned else readings[j]]
-        found = read_profile(traveller, straight(states[i], end), ts, name="pair", statistics=policy, ends=ends)
+        own = [readings[i], traveller.read(end) if aligned else readings[j]]
+        ends = None if aligned or not moved else [moved[i], moved[j]]
+        line = straight(states[i], end)
+        found = read_profile(traveller, line, ts, name="pair", statistics=policy, own=own, ends=ends)
         heights[[i, j], [j, i]], errors[[i, j], [j, i]] = found.heights(ts), found.height_stderrs(ts)
         distances[[i, j], [j, i]] = found.distance
-        passes += points - 2 + aligned + found.passes
+        passes += found.passes + aligned
     return Connectivity(
         step=step,
         names=tuple(checkpoints),
@@ -92,6 +96,6 @@ def connectivity(
         profile=named("aligned" if aligned else "linear", policy),
         points=points,
         cost=Cost(forwards=passes, seconds=time.perf_counter() - started),
-        notes=remarks(readings),
+        notes=(*policy_notes(policy), *remarks(readings)),
         context=problem.context() | {"chunks": int((readings[0].weights > 0).sum())},
     )

@@ -33,7 +33,9 @@ def path(
 ) -> Path:
     """Losses on the way from one checkpoint to another, in a straight line and along given curves.
 
-    The model of the problem is not written to. The losses at t = 0 and t = 1 are those of the checkpoints, bit for bit.
+    The model of the problem is not written to. The losses at t = 0 and t = 1 are those of the checkpoints, bit for bit, but on
+    recalibrated profiles, whose ends are recalibrated as well: a barrier is between losses that were read in one way. A note has
+    the losses of such ends with their stored statistics.
 
     Cost: one forward pass a position and profile, two with recalibration; 2 gradients and 2 products with ``predict``; the
     memory of one more model and of the checkpoints.
@@ -44,9 +46,12 @@ def path(
             parameters in the order of ``named_parameters()``, which has the statistics of BatchNorm of the model.
         end: at t = 1.
         points: number of positions, evenly spaced; an odd number has the middle among them.
-        batchnorm: statistics of BatchNorm between the ends: ``"interpolated"`` like parameters, ``"stored"`` those of the
-            nearer end, ``"recalibrated"`` on the data at every position; several give a profile each. By default
-            interpolated and recalibrated where the model has stored statistics.
+        batchnorm: statistics of BatchNorm along the way: ``"interpolated"`` between those of the ends, as parameters are;
+            ``"stored"``, those of the nearer end; ``"recalibrated"`` on the data at every position, the ends included. Several
+            give a profile each; by default interpolated and recalibrated where the model has stored statistics. The option of
+            ``line`` and ``plane`` differs: a displaced model has one set of stored statistics, a path has two and can go
+            between them, and it has no ``"batch"``: a problem with ``mode="train"`` normalises by each batch, and has one
+            profile for all.
         aligned: also the straight line to ``end`` with its hidden units in the order of those of ``start``, which is found by
             ``match`` or given as what it found.
         curves: by name, as made by ``bezier`` and ``chain``. They are read with recalibrated statistics alone where the model
@@ -163,11 +168,10 @@ def _profiles(
     policies, found = _policies(traveller, batchnorm), []
     for name, curve in curves.items():
         bent = len(curve.controls) > 2
-        ends = [traveller.read(curve.at(t)) for t in (0.0, 1.0)]
+        own = [traveller.read(curve.at(t)) for t in (0.0, 1.0)]
         ways: tuple[Statistics, ...] = ("recalibrated",) if bent and traveller.statistics else policies
         found += [
-            read_profile(traveller, curve, ts, name=named(name, policy), statistics=policy, ends=ends)
-            for policy in ways
+            read_profile(traveller, curve, ts, name=named(name, policy), statistics=policy, own=own) for policy in ways
         ]
     return found
 
@@ -200,9 +204,9 @@ def named(name: str, policy: Statistics) -> str:
 
 
 def _cost(profiles: list[Profile], *, predict: bool, started: float) -> Cost:
-    taken = {id(reading) for profile in profiles for reading in profile.readings}
+    ends = {id(reading) for profile in profiles for reading in profile.own}
     return Cost(
-        forwards=float(len(taken) + sum(profile.passes for profile in profiles)),
+        forwards=float(len(ends) + sum(profile.passes for profile in profiles)),
         gradients=2.0 * predict,
         products=2.0 * predict,
         seconds=time.perf_counter() - started,

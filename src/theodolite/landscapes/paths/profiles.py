@@ -26,16 +26,18 @@ class Profile:
 
     Args:
         name: as a record shows it.
-        readings: at every position.
+        readings: at every position, all with the statistics of the profile.
+        own: of both ends with their stored statistics.
         distance: length of the curve through the positions.
-        passes: forward passes that recalibration took.
+        passes: forward passes taken, without those of ``own``.
         notes: what a reader must know.
     """
 
     name: str
     readings: list[Reading]
+    own: tuple[Reading, Reading]
     distance: float
-    passes: int = 0
+    passes: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -66,31 +68,52 @@ def read_profile(
     *,
     name: str,
     statistics: Statistics,
-    ends: Sequence[Reading],
+    own: Sequence[Reading],
+    ends: Sequence[Reading] | None = None,
 ) -> Profile:
-    """The losses along a curve; those of its ends are with their own statistics, whatever those between.
+    """The losses along a curve, at its ends as between them: recalibrated statistics are recalibrated at the ends too.
 
-    Cost: one forward pass a position between the ends, two with recalibration.
+    Cost: one forward pass a position between the ends; two a position, ends included, with recalibration.
 
     Args:
         traveller: moved along.
         curve: from t = 0 to 1.
         ts: positions.
         name: of the profile.
-        statistics: of BatchNorm between the ends.
-        ends: readings of the ends.
+        statistics: of BatchNorm.
+        own: readings of the ends with their stored statistics.
+        ends: with recalibrated ones, by ``read_recalibrated``; read here by default.
     """
-    first, last = ends
+    first, last = own
     between = [traveller.read(_prepared(traveller, curve, t, statistics)) for t in ts[1:-1].tolist()]
-    profile = Profile(name, [first, *between, last], _length(traveller, curve, ts))
+    profile = Profile(name, [first, *between, last], (first, last), _length(traveller, curve, ts), len(between))
     if statistics != "recalibrated":
         return profile
-    moved = [traveller.read(recalibrated(traveller, curve.at(t))).loss for t in (0.0, 1.0)]
+    passes = 2 * (len(between) if ends else ts.size)
+    start, end = ends or [read_recalibrated(traveller, curve.at(t)) for t in (0.0, 1.0)]
     note = (
-        f"{name}: the ends keep their stored statistics (losses {first.loss:.6g} and {last.loss:.6g}); with "
-        f"recalibrated ones they would have {moved[0]:.6g} and {moved[1]:.6g}"
+        f"{name}: recalibrated at every position, the ends included, so that the barrier is between like and like; with "
+        f"their stored statistics the ends have losses {first.loss:.6g} and {last.loss:.6g}"
     )
-    return replace(profile, passes=len(between) + 4, notes=(note,))
+    return replace(profile, readings=[start, *between, end], passes=passes, notes=(note,))
+
+
+def read_recalibrated(traveller: Traveller, state: State) -> Reading:
+    """The loss at a state with statistics of BatchNorm recalibrated on the data.
+
+    Cost: two forward passes.
+    """
+    return traveller.read(recalibrated(traveller, state))
+
+
+def policy_notes(statistics: Statistics) -> tuple[str, ...]:
+    """What a record of several profiles must say of their statistics of BatchNorm."""
+    if statistics != "recalibrated":
+        return ()
+    return (
+        "barriers are between losses with BatchNorm recalibrated at every position, the ends included; the losses named are "
+        "with stored statistics",
+    )
 
 
 def _prepared(traveller: Traveller, curve: Curve, t: float, statistics: Statistics) -> State:
