@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import jaxtyping
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from families import BY_NAME, features, labels
 from theodolite.errors import ProblemError
-from theodolite.landscapes import line, plane
+from theodolite.landscapes import line, plane, volume
 from theodolite.landscapes.scalars import accuracy
 from theodolite.problem import Problem
 from theodolite.records import Line, Log, differences, read
@@ -195,6 +196,45 @@ def test_accuracy_leaves_out_what_is_ignored() -> None:
     logits = torch.tensor([[[0.9, 0.1, 0.5], [0.1, 0.9, 0.4]]])
     right, counted = accuracy(logits, torch.tensor([[0, 0, -100]]))
     assert (int(right), int(counted)) == (1, 2)
+
+
+def test_one_name_stands_for_itself() -> None:
+    problem = Problem(net(), nn.CrossEntropyLoss(), DATA)
+    one, several = line(problem, points=3, scalars="accuracy"), line(problem, points=3, scalars=("accuracy",))
+    assert not differences(one.replace(cost=several.cost), several)
+    assert set(plane(problem, points=3, scalars="gradient norm").scalars) == {"gradient norm"}
+    assert volume(problem, points=3, scalars="accuracy").scalars == ("accuracy",)
+
+
+@pytest.mark.parametrize(
+    ("scalars", "also", "found"),
+    [
+        ({"test loss": brier}, ("test",), "'test loss'"),
+        ({"accuracy": brier, "test accuracy": brier}, ("test",), "'test accuracy'"),
+        ({"lambda_max": brier}, (), "'lambda_max'"),
+    ],
+)
+def test_no_quantity_takes_the_place_of_another(
+    scalars: dict[str, Callable[..., Tensor]], also: tuple[str, ...], found: str
+) -> None:
+    problem = Problem(net(), nn.CrossEntropyLoss(), DATA)
+    with pytest.raises(ProblemError, match=f"a name of its own, found {found} for two"):
+        line(problem, points=3, scalars=scalars, also=dict.fromkeys(also, problem))
+
+
+def test_problems_beside_have_names_and_the_very_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    problem = Problem(net(), nn.CrossEntropyLoss(), DATA)
+    with pytest.raises(ProblemError, match="also to name each of its problems, found ''"):
+        line(problem, also={"": problem})
+    with pytest.raises(ProblemError, match="also to be a mapping of names to problems on other data, found a Problem"):
+        line(problem, also=problem)  # type: ignore[arg-type]
+    with pytest.raises(ProblemError, match=r"found another module object of the same class Sequential.*problem\.model"):
+        line(problem, also={"test": Problem(net(), nn.CrossEntropyLoss(), OTHER)})
+    with pytest.raises(ProblemError, match="Expected cap to be a number, found the str '1'"):
+        line(problem, cap="1")  # type: ignore[arg-type]
+    with pytest.raises(ProblemError, match="to be a function or a loss module, found the str 'brier'"):
+        line(problem, scalars={"brier": "brier"})  # type: ignore[dict-item]
 
 
 def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,11 @@ from theodolite.landscapes.scalars import Scalars, quantities
 from theodolite.landscapes.sweep import Manner, assign
 from theodolite.operators.grouped import By
 from theodolite.problem import Problem
+from theodolite.problem.arguments import real, shown
 from theodolite.problem.identity import identity
 from theodolite.records import Cost
+
+EIGENVALUES = ("lambda_max", "lambda_min")  # which a line or plane reads with ``eigenvalues``
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def asked(
     Raises:
         ProblemError: an option is not known, or the other problems are of another model.
     """
+    real(cap=cap)
     if not cap > 0:
         raise ProblemError(f"Expected a positive cap, found {cap!r}.")
     if autocast not in (None, torch.bfloat16, torch.float16):
@@ -109,15 +113,58 @@ def asked(
     def of(each: Problem) -> Manner:
         return Manner(quantities(each, scalars, groups), checked(batchnorm, each), cap, autocast)
 
-    beside = {}
-    for name, other in (also or {}).items():
+    beside = {name: (other, of(other)) for name, other in _others(problem, also).items()}
+    manner = of(problem)
+    _refuse_equal_names(manner, beside)
+    return Asked(manner, beside)
+
+
+def _others(problem: Problem, also: Mapping[str, Problem] | None) -> Mapping[str, Problem]:
+    """Problems on other data, by name, all of the same model."""
+    if also is None:
+        return {}
+    if not isinstance(also, Mapping):
+        raise ProblemError(
+            f"Expected also to be a mapping of names to problems on other data, found {shown(also)}. Write "
+            "also={'test': problem}."
+        )
+    for name, other in also.items():
+        if not isinstance(name, str) or not name.strip():
+            raise ProblemError(
+                f"Expected also to name each of its problems, found {name!r}, which would make its loss one of the problem's own. "
+                "Write also={'test': problem}."
+            )
+        if not isinstance(other, Problem):
+            raise ProblemError(f"Expected also={{{name!r}: …}} to be a Problem, found {shown(other)}.")
         if other.model is not problem.model or other.layout != problem.layout or other.dtype != problem.dtype:
             raise ProblemError(
                 f"Expected also={{{name!r}: …}} to be a problem of the same model with the same parameters and type, on other "
-                f"data, found {other!r} beside {problem!r}."
+                f"data, found {_difference(other, problem)}."
             )
-        beside[name] = (other, of(other))
-    return Asked(of(problem), beside)
+    return also
+
+
+def _difference(other: Problem, problem: Problem) -> str:
+    """How two problems differ, where their names may not tell."""
+    found = f"{other!r} beside {problem!r}"
+    if other.model is problem.model:
+        return found
+    if type(other.model) is type(problem.model):
+        found = f"another module object of the same class {type(problem.model).__name__}"
+    return f"{found}. Make it of the very module: problem.model"
+
+
+def _refuse_equal_names(manner: Manner, beside: Beside) -> None:
+    """Raise where two quantities would stand under one name, and one of them be lost."""
+    own = manner.quantities.all_names
+    others = [f"{name} {each}" for name, (_, how) in beside.items() for each in ("loss", *how.quantities.all_names)]
+    names = [*own, *others, *EIGENVALUES]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ProblemError(
+            f"Expected every quantity to have a name of its own, found {', '.join(map(repr, twice))} for two of them: scalars and "
+            "groups of other problems stand behind their name in also. Choose other names."
+        )
 
 
 def _exact(manner: Manner) -> Manner:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from theodolite.errors import ProblemError
 from theodolite.operators.grouped import By, label_order, labels_of
 from theodolite.problem import Problem
+from theodolite.problem.arguments import refuse_no_function, shown
 from theodolite.problem.objective import CriterionObjective, pair
 
 IGNORED = -100
@@ -21,7 +22,7 @@ GRADIENT_NORM = "gradient norm"
 Counted = tuple[Tensor, Tensor | float]
 Count = Callable[[Any, Any], Tensor | Counted]
 Named = Literal["accuracy", "gradient norm"]
-Scalars = Sequence[Named] | Mapping[str, Count]
+Scalars = Named | Sequence[Named] | Mapping[str, Count]
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Quantities:
     def of_forward(self) -> tuple[str, ...]:
         """Names of what one forward pass gives."""
         return (*self.counts, *self.names)
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Names of everything that is read."""
+        return (*self.of_forward, *((GRADIENT_NORM,) if self.gradient else ()))
 
     def read(self, outputs: Any, batch: Any, shares: Callable[[], Float[Tensor, " b"]], *, start: int) -> list[Counted]:
         """Total and weight of every quantity on one chunk, in the order of ``of_forward``.
@@ -78,8 +84,13 @@ def quantities(problem: Problem, scalars: Scalars, groups: By | None) -> Quantit
     counts: dict[str, Count] = {}
     gradient = False
     if isinstance(scalars, Mapping):
+        for name, count in scalars.items():
+            refuse_no_function(count, name=f"scalars={{{name!r}: …}}", example="a function of (outputs, targets)")
         counts = dict(scalars)
     else:
+        scalars = (scalars,) if isinstance(scalars, str) else scalars
+        if not isinstance(scalars, Iterable):
+            raise ProblemError(f"Expected scalars as names or a mapping of names to functions, found {shown(scalars)}.")
         for name in scalars:
             if name not in ("accuracy", GRADIENT_NORM):
                 raise ProblemError(
