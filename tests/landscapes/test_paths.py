@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -179,10 +180,28 @@ def test_recalibrated_statistics_are_those_of_the_activations() -> None:
     assert traveller.problem.model[1].momentum == 0.1
 
 
+def two_instance_nets() -> tuple[Problem, nn.Module, nn.Module]:
+    """Convolutions with InstanceNorm, whose stored statistics are used at mode="eval"."""
+    g = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    nets = [
+        nn.Sequential(
+            nn.Conv1d(1, 2, 2), nn.InstanceNorm1d(2, affine=True, track_running_stats=True), nn.Tanh(), nn.Flatten()
+        ).double()
+        for _ in range(2)
+    ]
+    nets[1][1].running_mean += 0.3
+    nets[1][1].running_var *= 2
+    x, y = torch.randn(6, 1, 5, generator=g).double(), torch.randn(6, 8, generator=g).double()
+    return Problem(nets[0], nn.MSELoss(), [(x, y)]), nets[0], nets[1]
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("nets", [two_nets, two_instance_nets])
 @pytest.mark.parametrize("at", [0.0, 1.0])
-def test_slopes_are_the_differences_of_the_losses_along_the_line(at: float) -> None:
-    problem, first, second = two_nets()
-    traveller = Traveller(problem)
+def test_slopes_are_the_differences_of_the_losses_along_the_line(at: float, nets: Any, mode: str) -> None:
+    problem, first, second = nets()
+    traveller = Traveller(problem.replace(mode=mode))
     line = straight(traveller.state_of(first), traveller.state_of(second))
     slopes = slopes_at(traveller, *line.controls, at=at)
     step = 1e-4
@@ -193,6 +212,19 @@ def test_slopes_are_the_differences_of_the_losses_along_the_line(at: float) -> N
     second_difference = (2 * losses[0] - 5 * losses[1] + 4 * losses[2] - losses[3]) / step**2
     assert slopes.first.loss == pytest.approx(first_difference, rel=1e-6)
     assert slopes.second.loss == pytest.approx(second_difference, rel=1e-3)
+
+
+@pytest.mark.parametrize("batchnorm", [None, "stored", "interpolated", "recalibrated"])
+def test_on_the_statistics_of_batches_there_is_one_profile_whatever_is_asked(batchnorm: Any) -> None:
+    problem, first, second = two_nets()
+    train = problem.replace(mode="train")
+    found = path(train, first, second, points=5, batchnorm=batchnorm)
+    assert found.profiles == ("linear",)
+    np.testing.assert_array_equal(found.losses, path(train, first, second, points=5).losses)
+    assert found.predicted is not None
+    assert np.isfinite(found.predicted).all()
+    said = any(f"batchnorm={batchnorm!r} changes nothing: with mode='train'" in note for note in found.notes)
+    assert said == (batchnorm is not None)
 
 
 def test_a_path_leaves_no_trace_and_takes_every_form_of_checkpoint(tmp_path) -> None:

@@ -118,13 +118,18 @@ def _predicted(
 
 
 class _PlainBatchNorm(TorchFunctionMode):
-    """Spells BatchNorm with stored statistics out: torch's own has no derivative in the statistics."""
+    """Spells normalisation by stored statistics out: torch's own has no derivative in the statistics.
+
+    Where a layer normalises by its batch the stored ones are no part of the loss, and torch refuses to update them.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.batch_norm:
             return _batch_norm(*args, **(kwargs or {}))
+        if func is F.instance_norm:
+            return _instance_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -139,8 +144,23 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Tensor:
     if training or running_mean is None or running_var is None:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return F.batch_norm(input, None, None, weight, bias, True, momentum, eps)
     shape = (1, -1, *(1,) * (input.dim() - 2))
     scale = (running_var + eps).rsqrt() * (1 if weight is None else weight)
     shift = (0 if bias is None else bias) - running_mean * scale
     return input * scale.view(shape) + shift.view(shape)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if use_input_stats:
+        return F.instance_norm(input, None, None, weight, bias, True, momentum, eps)
+    return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)

@@ -12,7 +12,7 @@ from theodolite.errors import ProblemError
 from theodolite.landscapes.paths.curve import straight
 from theodolite.landscapes.paths.matching import match
 from theodolite.landscapes.paths.path import named, refuse_unselected, remarks
-from theodolite.landscapes.paths.profiles import Statistics, policy_notes, read_profile, read_recalibrated
+from theodolite.landscapes.paths.profiles import Statistics, policy_notes, read_profile, read_recalibrated, unused_notes
 from theodolite.landscapes.paths.traveller import Checkpoint, Traveller
 from theodolite.problem import Problem
 from theodolite.records import Connectivity, Cost
@@ -96,6 +96,6 @@ def connectivity(
         profile=named("aligned" if aligned else "linear", policy),
         points=points,
         cost=Cost(forwards=passes, seconds=time.perf_counter() - started),
-        notes=(*policy_notes(policy), *remarks(readings)),
+        notes=(*policy_notes(policy), *unused_notes(traveller, batchnorm), *remarks(readings)),
         context=problem.context() | {"chunks": int((readings[0].weights > 0).sum())},
     )

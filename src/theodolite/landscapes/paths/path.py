@@ -12,7 +12,7 @@ from theodolite.errors import ProblemError
 from theodolite.landscapes.paths.curve import Curve, straight
 from theodolite.landscapes.paths.derivatives import predicted_deviations
 from theodolite.landscapes.paths.matching import Matching, match
-from theodolite.landscapes.paths.profiles import Profile, Statistics, read_profile
+from theodolite.landscapes.paths.profiles import Profile, Statistics, read_profile, unused_notes
 from theodolite.landscapes.paths.traveller import Checkpoint, State, Traveller
 from theodolite.landscapes.reading import Reading
 from theodolite.problem import Problem
@@ -109,6 +109,7 @@ def path(
         cost=_cost(profiles, predict=predict, started=started),
         notes=(
             *(note for profile in profiles for note in profile.notes),
+            *unused_notes(traveller, batchnorm),
             *(() if matching is None else matching.summary()),
             *_elsewhere(traveller, curves or {}, first, last),
             *remarks(readings),

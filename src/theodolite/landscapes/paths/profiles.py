@@ -116,6 +116,16 @@ def policy_notes(statistics: Statistics) -> tuple[str, ...]:
     )
 
 
+def unused_notes(traveller: Traveller, batchnorm: object) -> tuple[str, ...]:
+    """That a choice of statistics was asked for where there is none, as BatchNorm normalises by each batch."""
+    if batchnorm is None or traveller.problem.batchnorm != "batch statistics":
+        return ()
+    return (
+        f"batchnorm={batchnorm!r} changes nothing: with mode={traveller.problem.mode!r} BatchNorm normalises by the statistics of "
+        "each batch at every position, and none that are stored are used",
+    )
+
+
 def _prepared(traveller: Traveller, curve: Curve, t: float, statistics: Statistics) -> State:
     state = curve.at(t)
     if statistics == "recalibrated":
