@@ -175,7 +175,7 @@ def sketches_at(weights: tuple[float, ...], repeats: int = 4, seed: int = 0) -> 
 
 
 def true_cosines(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines between mean gradients, and their errors by leaving out one sample of one of the two steps."""
+    """Cosines between mean gradients, and their errors by leaving out one sample of both steps where they have as many, of one otherwise."""
     rows = []
     for step, weight in enumerate(weights):
         model = network()
@@ -192,8 +192,14 @@ def true_cosines(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
         left = [cosine(np.delete(a, i, axis=0), b) for i in range(len(a))]
         return (len(a) - 1) * float(np.var(left))
 
+    def square(a: np.ndarray, b: np.ndarray) -> float:
+        if len(a) != len(b):
+            return spread(a, b) + spread(b, a)
+        left = [cosine(np.delete(a, i, axis=0), np.delete(b, i, axis=0)) for i in range(len(a))]
+        return (len(a) - 1) * float(np.var(left))
+
     cosines = np.array([[cosine(a, b) for b in rows] for a in rows])
-    errors = np.sqrt([[spread(a, b) + spread(b, a) if a is not b else 0.0 for b in rows] for a in rows])
+    errors = np.sqrt([[square(a, b) if a is not b else 0.0 for b in rows] for a in rows])
     return cosines, errors
 
 
@@ -213,7 +219,7 @@ def test_steps_align_within_the_error_of_the_sketch() -> None:
         assert found.steps == ("step 0", "step 10", "step 20")
         np.testing.assert_allclose(np.diagonal(found.cosines), 1)
         ratios.append((found.cosines - cosines)[above] / found.sketch_stderrs[above])
-        assert (found.data_stderrs[above] > 0.7 * of_data[above]).all()
+        assert (found.data_stderrs[above] > 0.5 * of_data[above]).all()
         assert found.between(-1, 0).stderr == pytest.approx(
             np.hypot(found.sketch_stderrs[0, 2], found.data_stderrs[0, 2])
         )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import combinations
 from typing import final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from theodolite.records.estimate import Estimate
 from theodolite.records.gradient_sketch import GradientSketch, sketch_variance, spread_of
@@ -24,8 +25,9 @@ class StepAlignment:
         cosines: between mean gradients; from sketches they may exceed 1.
         sketch_stderrs: their standard errors from the sketch, 0 for a step with itself.
         spreads: the same as the repeats show them, with one degree of freedom less than repeats.
-        data_stderrs: their standard errors by leaving out one sample of each step at a time, NaN for a step of one sample; somewhat
-            too large where sketches are small, whose noise adds to what samples differ by.
+        data_stderrs: their standard errors by leaving out one sample at a time, NaN for a step of one sample; somewhat too large
+            where sketches are small, whose noise adds to what samples differ by. A sample is left out of both steps where they
+            have the same samples, by rank and index; otherwise those of one step count as drawn apart from those of the other.
     """
 
     steps: tuple[str, ...]
@@ -101,7 +103,19 @@ class SketchMemory:
         rows = [record.sketches[finite].astype(np.float64) for record, finite in zip(self._records, kept, strict=True)]
         grams = [record.gram[np.ix_(finite, finite)] for record, finite in zip(self._records, kept, strict=True)]
         with np.errstate(all="ignore"):  # a step without gradient, or none but not finite, is a reading
-            return _alignment(tuple(_name(place, record) for place, record in enumerate(self._records)), rows, grams)
+            found = _alignment(tuple(_name(place, record) for place, record in enumerate(self._records)), rows, grams)
+            for first, second in combinations(range(len(rows)), 2):
+                orders = _same_samples(*(self._records[place] for place in (first, second)))
+                if orders is not None:
+                    error = _paired_stderr(
+                        [rows[place][order] for place, order in zip((first, second), orders, strict=True)],
+                        [
+                            grams[place][np.ix_(order, order)]
+                            for place, order in zip((first, second), orders, strict=True)
+                        ],
+                    )
+                    found.data_stderrs[[first, second], [second, first]] = error
+            return found
 
 
 def _alignment(
@@ -125,6 +139,36 @@ def _alignment(
         np.fill_diagonal(matrix, 0.0)
     of_data = cosine_stderrs(np.concatenate([np.diagonal(gram) for gram in grams]), groups, slopes, dots)
     return StepAlignment(steps, dots / lengths, errors / lengths, spreads / lengths, of_data)
+
+
+def _same_samples(
+    first: GradientSketch, second: GradientSketch
+) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]] | None:
+    """The orders that bring the finite samples of two steps into one, by rank and index; None where they are not the same."""
+    places = [np.stack([record.indices, record.ranks])[:, record.finite] for record in (first, second)]
+    orders = np.lexsort(places[0]), np.lexsort(places[1])
+    same = np.array_equal(places[0][:, orders[0]], places[1][:, orders[1]])
+    return orders if same else None
+
+
+def _paired_stderr(rows: list[Float[np.ndarray, "n r d"]], grams: list[Float[np.ndarray, "n n"]]) -> float:
+    """Jackknife over samples that both steps have, each left out of both.
+
+    Without sample i the product of the means is (n² D − n⟨g_i, ḡ'⟩ − n⟨ḡ, g_i'⟩ + ⟨g_i, g_i'⟩)/(n − 1)². The gradients
+    of one sample at two steps are alike; taken as drawn apart they gave an error of 0.15 where the scatter was 0.04.
+    """
+    count, repeats = rows[0].shape[:2]
+    if count < 2:
+        return float("nan")
+    means = [sketches.mean(axis=0) for sketches in rows]
+    slopes = np.einsum("ird,rd->i", rows[0], means[1]) + np.einsum("ird,rd->i", rows[1], means[0])
+    dot, own = float((means[0] * means[1]).sum()), np.einsum("ird,ird->i", *rows)
+    dots = (count**2 * dot - count * slopes + own) / repeats
+    squares = [
+        gram.sum() - 2 * gram.sum(axis=1) + np.diagonal(gram) for gram in grams
+    ]  # (n − 1)²‖ḡ‖² without each sample
+    without = dots / np.sqrt(np.maximum(squares[0], 0.0) * np.maximum(squares[1], 0.0))
+    return float(np.sqrt((count - 1) * without.var()))
 
 
 def _refuse_others(known: GradientSketch, record: GradientSketch) -> None:
