@@ -11,8 +11,9 @@ import torch
 from families import BY_NAME
 from landscapes.test_trajectories import theta, training
 from theodolite.errors import ProblemError
-from theodolite.landscapes import at_checkpoint, follow, frames, plane, trajectory
+from theodolite.landscapes import at_checkpoint, follow, frames, line, plane, trajectory
 from theodolite.records import Snapshot
+from theodolite.records.text import number
 
 
 def test_losses_distances_and_shares() -> None:
@@ -91,6 +92,12 @@ def test_a_checkpoint_outside_the_frame_still_has_its_loss() -> None:
     problem = BY_NAME["mlp"].problem()
     snapshots = training(problem, steps=3)
     (film, *_) = frames(problem, snapshots, points=2, span=((1e3, 2e3), (1e3, 2e3)))
+    assert f"loss {number(float(film.path_losses[-1]))} at the checkpoint (" in repr(film)
+    assert "nan" not in repr(film)
+    assert "directions dropped" not in repr(film)  # nobody asked to keep them
+    off = line(problem, span=(1.0, 2.0), points=2)
+    assert "centre off the grid, lowest" in repr(off)
+    assert "nan" not in repr(off)
     assert film.path_losses[0] == at_checkpoint(problem, snapshots[0]).loss()
 
 

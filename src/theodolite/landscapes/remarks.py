@@ -48,8 +48,10 @@ def remarks(readings: Sequence[Reading], center: Reading) -> tuple[str, ...]:
 def kept(
     directions: Sequence[Float[Tensor, " n"]], *, below: int
 ) -> tuple[tuple[Float[np.ndarray, " n"], ...] | None, tuple[str, ...]]:
-    """Directions as arrays where they fit, else None with a note."""
+    """Directions as arrays where they fit, else None, with a note where any were to be kept."""
     size = sum(direction.numel() * max(direction.element_size(), 4) for direction in directions)
     if size > below:
-        return None, (f"directions dropped: {size:,} bytes, more than keep_directions_below={below:,}",)
+        return None, () if below <= 0 else (
+            f"directions dropped: {size:,} bytes, more than keep_directions_below={below:,}",
+        )
     return tuple(to_numpy(direction) for direction in directions), ()

@@ -116,7 +116,7 @@ class Line(Record):
     def summary(self) -> tuple[str, ...]:
         """Direction, losses, curvature."""
         alpha, lowest = self.minimum
-        reading = f"loss {number(self.center)} at 0, lowest {number(lowest)} at α={number(alpha)}"
+        reading = f"{_at_center(self.center, self.alphas)}lowest {number(lowest)} at α={number(alpha)}"
         return f"{self.name}, {self.alphas.size} points", reading, *_missing(self.losses), *_capped(self)
 
 
@@ -290,7 +290,11 @@ class Plane(Record):
         if self.evaluated is not None:
             error = number(self.interpolation_error)
             size += f", {int(self.evaluated.sum()):,} of them evaluated, error elsewhere {error} of the range"
-        reading = f"loss {number(self.center)} at 0, lowest {number(lowest)} at ({number(alpha)}, {number(beta)})"
+        center = _at_center(self.center, self.alphas, self.betas)
+        if self.name == "frame" and self.path is not None and self.path_losses is not None and len(self.path):
+            here = ", ".join(map(number, self.path[-1].tolist()))
+            center = f"loss {number(float(self.path_losses[-1]))} at the checkpoint ({here}), "
+        reading = f"{center}lowest {number(lowest)} at ({number(alpha)}, {number(beta)})"
         return f"{self.name}, {size}", reading, *_missing(self.losses), *_capped(self)
 
 
@@ -301,6 +305,11 @@ def _zero(positions: Float[np.ndarray, " a"]) -> int | None:
 
 def _at(losses: Float[np.ndarray, "..."], *index: int | None) -> float:
     return float("nan") if None in index else float(losses[index])
+
+
+def _at_center(loss: float, *axes: Float[np.ndarray, " _"]) -> str:
+    """The loss at the centre where that was read; a span may leave it out."""
+    return f"loss {number(loss)} at 0, " if all((axis == 0).any() for axis in axes) else "centre off the grid, "
 
 
 def _minimum(losses: Float[np.ndarray, "..."], *axes: Float[np.ndarray, " _"]) -> tuple[float, ...]:

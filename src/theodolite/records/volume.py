@@ -162,7 +162,9 @@ class Volume(Record):
         at = ", ".join(map(number, place))
         lost = int((~self.finite).sum())
         missing = (f"{lost:,} of {self.losses.size:,} NOT FINITE",) if lost else ()
-        reading = f"loss {number(self.center)} at 0, lowest {number(lowest)} at ({at})"
+        inside = all((axis == 0).any() for axis in self.axes)
+        center = f"loss {number(self.center)} at 0" if inside else "centre off the grid"
+        reading = f"{center}, lowest {number(lowest)} at ({at})"
         return f"{self.name}, {size} points", reading, *missing
 
     def _named(self, values: Float[np.ndarray, "s a b c"] | None) -> list[tuple[str, Float[np.ndarray, "a b c"]]]:
