@@ -49,6 +49,49 @@ def test_nothing_changes(evaluation: str, mode: str) -> None:
     assert snapshot(model) == before
 
 
+class Twice(nn.Module):
+    """A module used twice, a block that holds it under another name, and a weight tied across modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+        self.again = nn.ModuleList([self.first, nn.Tanh(), self.first[0]])
+        self.head = nn.Linear(4, 4, bias=False)
+        self.head.weight = self.first[0].weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in (self.first, *self.again):
+            x = part(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("evaluation", EVALUATIONS)
+def test_modules_with_several_names_keep_their_own_parameters(evaluation: str, mode: str) -> None:
+    model = Twice()
+    own = {name: id(held) for name, held in [*model.named_parameters(), *model.named_buffers()]}
+    problem = Problem(model, nn.CrossEntropyLoss(), [(torch.randn(8, 4), torch.randint(4, (8,)))], mode=mode)
+    before = snapshot(model)
+    EVALUATIONS[evaluation](problem)
+    assert snapshot(model) == before
+    assert {name: id(held) for name, held in [*model.named_parameters(), *model.named_buffers()]} == own
+    assert model.first[0].weight is model.head.weight
+    assert isinstance(model.again[2].weight, nn.Parameter)
+
+
+def test_modules_with_several_names_keep_their_own_after_a_failure() -> None:
+    model = Twice()
+    weight = model.head.weight
+    problem = Problem(model, nn.CrossEntropyLoss(), [(torch.randn(8, 4), torch.randint(4, (8,)))])
+
+    def fail(_: nn.Module) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        problem.call(fail, problem.point())
+    assert model.first[0].weight is model.head.weight is weight
+
+
 SCRIPT = """
 import random, torch
 from torch import nn

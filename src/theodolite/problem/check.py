@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -50,12 +50,16 @@ def check(problem: Problem) -> None:
     with _explained(problem, placed):
         first = problem.call(forward, point)
     _same_loss(first, problem.call(forward, point), problem)
-    with _of_a_part():
+
+    def again() -> object:
+        return problem.call(forward, point)
+
+    with _of_a_part(again):
         _depends(problem, piece(batch, 0, FEW))
     # Weights are a matter of the loss alone: without dropout and batch statistics, whatever the mode.
     plain = problem if problem.mode == "eval" else problem.replace(mode="eval")
     if _weighting_is_assumed(problem) and not plain.coupled and problem.objective.samples(placed) > 1:
-        with _of_a_part():
+        with _of_a_part(again):
             in_parts = plain.call(parts, point)
         _adds_up(plain.call(forward, point), in_parts, problem)
 
@@ -84,18 +88,28 @@ def _explained(problem: Problem, batch: object) -> Iterator[None]:
 
 
 @contextmanager
-def _of_a_part() -> Iterator[None]:
-    """Says what an error means that the whole batch did not raise."""
+def _of_a_part(whole: Callable[[], object]) -> Iterator[None]:
+    """Says what an error means that the whole batch does not raise."""
     try:
         yield
     except TheodoliteError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:
+        if not _runs(whole):
+            raise
         raise ProblemError(
             f"Expected a loss that can be evaluated on some samples of a batch, found that only the whole batch can be: {error}. "
             "The first dimension of every tensor must count samples; where time or features come first, turn the tensors in the "
             "batch and back in the model or loss function."
         ) from error
+
+
+def _runs(function: Callable[[], object]) -> bool:
+    try:
+        function()
+    except Exception:  # whatever it is, the caller has an error of its own to raise
+        return False
+    return True
 
 
 def _depends(problem: Problem, few: object) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from theodolite.errors import DataError, OperatorError, ProblemError
 from theodolite.problem.arguments import refuse_no_function
 from theodolite.problem.data import map_tensors, samples_of, tensors_of
+from theodolite.problem.swapping import called_with
 
 # Logits of which the curvature is taken at a time: 16 MiB in single precision.
 PIECE = 2**22
@@ -407,7 +408,7 @@ def _called(criterion: Callable[..., Any], inputs: tuple[Any, ...], **options: A
         return criterion(*inputs, **options)
     own = {name: _placed(parameter, reference) for name, parameter in criterion.named_parameters()}
     own |= {name: _placed(buffer, reference).clone() for name, buffer in criterion.named_buffers()}
-    return torch.func.functional_call(criterion, own, inputs, options)
+    return called_with(criterion, own, inputs, options)
 
 
 def one_number(value: Any, who: str) -> Float[Tensor, ""]:

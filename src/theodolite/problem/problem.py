@@ -32,6 +32,7 @@ from theodolite.problem.parts import first_of, halves_of, parts_of
 from theodolite.problem.point import Point, attributes_of, read_point, version_of
 from theodolite.problem.ranks import Ranks
 from theodolite.problem.subsets import Rows
+from theodolite.problem.swapping import called_with
 from theodolite.problem.tasks import tasks_of
 
 T = TypeVar("T")
@@ -529,7 +530,7 @@ class Problem:
         named |= point.fresh_buffers() if buffers is None else buffers
         with self.session():
             self.reseed(chunk)
-            result: T = torch.func.functional_call(
+            result: T = called_with(
                 _Scene(self.model), {f"model.{name}": tensor for name, tensor in named.items()}, (function,)
             )
         return result
