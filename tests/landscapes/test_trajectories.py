@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
 
 from families import BY_NAME
 from theodolite.errors import ProblemError
-from theodolite.landscapes import gaussian, plane, trajectories, trajectory
+from theodolite.landscapes import at_checkpoint, gaussian, plane, trajectories, trajectory
 from theodolite.landscapes.trajectories import project
 from theodolite.problem import Problem
 from theodolite.records import Snapshot
@@ -33,6 +34,23 @@ def matrix(snapshots: list[Snapshot]) -> np.ndarray:
 
 def theta(problem: Problem) -> np.ndarray:
     return problem.layout.flatten([leaf.detach() for leaf in problem.point().leaves]).numpy()
+
+
+def test_a_plane_takes_checkpoints_in_any_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    problem = BY_NAME["mlp"].problem()
+    snapshots = training(problem, steps=3)
+    models = [at_checkpoint(problem, snapshot).model for snapshot in snapshots]
+    expected = plane(problem, points=3, trajectory=snapshots)
+    steps = {snapshot.step: model for snapshot, model in zip(snapshots, models, strict=True)}
+    for given in (models, [model.state_dict() for model in models], steps, [*snapshots[:2], models[2]]):
+        found = plane(problem, points=3, trajectory=given)
+        np.testing.assert_array_equal(found.path, expected.path)
+        np.testing.assert_array_equal(found.path_losses, expected.path_losses)
+        assert (found.path_steps is None) == (given is not steps)
+    for wrong in (snapshots[0], models[0], 3):
+        with pytest.raises(ProblemError, match="Expected a trajectory of several checkpoints, found a"):
+            plane(problem, trajectory=wrong)  # type: ignore[arg-type]
 
 
 def training(problem: Problem, *, steps: int = 6) -> list[Snapshot]:

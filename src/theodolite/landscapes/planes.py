@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from theodolite.landscapes import trajectories
+from theodolite.errors import ProblemError
+from theodolite.landscapes import checkpoints, trajectories
 from theodolite.landscapes.asked import Asked, asked
 from theodolite.landscapes.batchnorm import BatchNorm
+from theodolite.landscapes.checkpoints import Checkpoints
 from theodolite.landscapes.directions import Named, Pair, as_direction, cosine, flat_parameters, length, named_pair
 from theodolite.landscapes.engines import settled
 from theodolite.landscapes.extremes import coarse, extremes
@@ -46,7 +48,7 @@ def plane(
     points: int | tuple[int, int] = 51,
     span: Spans | None = None,
     seed: int = 0,
-    trajectory: Sequence[Snapshot] = (),
+    trajectory: Checkpoints = (),
     interpolate: float | None = None,
     scalars: Scalars = (),
     groups: By | None = None,
@@ -81,7 +83,8 @@ def plane(
         span: first and last position on both axes, in units of the directions, or a pair of those. By default (−1, 1),
             for ``"trajectory"`` what holds the path with a margin of 15 % of its extent.
         seed: of random directions; the first is that of ``line``.
-        trajectory: checkpoints whose path is laid over the plane, whatever its directions; ``"trajectory"`` needs three.
+        trajectory: checkpoints whose path is laid over the plane, whatever its directions, in any form that ``snapshots`` takes,
+            of which the surveyed parameters alone are read (``follow`` reads all); ``"trajectory"`` needs three.
         interpolate: the largest error on held-out cells, as a share of the range of the losses, at which the cells between
             evaluated ones are taken from a spline; 0.001 cannot be seen in a picture. None evaluates every cell.
         scalars: what else to count on the same forward pass: ``"accuracy"``, ``"gradient norm"`` (a backward pass more), or a
@@ -127,7 +130,7 @@ def plane(
     """
     started = time.perf_counter()
     parameters = flat_parameters(problem)
-    snapshots, lost = _finite(trajectory, parameters)
+    snapshots, lost = _finite(_given(problem, trajectory), parameters)
     named = _named(problem, directions, seed, snapshots, parameters)
     (first, second), name = named.vectors, named.name
     angle = cosine(first, second)
@@ -150,7 +153,7 @@ def plane(
     extra, of_extra, said = _beside(problem, (alphas, betas), pair, center, manner, quadratic, eigenvalues, seed)
     for each in ("scalars", "scalar_stderrs"):
         fields[each] |= extra.pop(each)
-    checkpoints = [_read_snapshot(problem, snapshot, manner) for snapshot in snapshots]
+    along = [_read_snapshot(problem, snapshot, manner) for snapshot in snapshots]
     stored, dropped = kept((first, second), below=keep_directions_below)
     return Plane(
         step=step,
@@ -168,15 +171,13 @@ def plane(
         parameter_norm=length(parameters),
         path=None if path is None else path.coordinates,
         path_steps=_steps(snapshots),
-        path_losses=None if path is None else np.array([reading.loss for reading in checkpoints]),
+        path_losses=None if path is None else np.array([reading.loss for reading in along]),
         path_distances=None if path is None else path.distances,
         explained=None if path is None else path.explained,
         cap=cap,
         partial=_partial(found),
         precision_error=missed,
-        cost=named.cost
-        + of_extra
-        + manner.cost([*readings, *checkpoints], center, seconds=time.perf_counter() - started),
+        cost=named.cost + of_extra + manner.cost([*readings, *along], center, seconds=time.perf_counter() - started),
         seed=seed if named.random else None,
         notes=(
             *named.notes,
@@ -291,6 +292,19 @@ def _partial(found: Surface) -> np.ndarray | None:
     for cell, reading in found.readings.items():
         mask[cell] = reading.partial
     return mask if mask.any() else None
+
+
+def _given(problem: Problem, trajectory: Checkpoints) -> tuple[Snapshot, ...]:
+    if isinstance(trajectory, Snapshot | nn.Module) or not isinstance(trajectory, Iterable):
+        raise ProblemError(
+            f"Expected a trajectory of several checkpoints, found a {type(trajectory).__name__}. Give a list of snapshots, state "
+            "dicts or models, {step: checkpoint}, or the folder of a run log."
+        )
+    if isinstance(trajectory, str | os.PathLike | Mapping):
+        return checkpoints.snapshots(problem, trajectory)
+    found = tuple(trajectory)
+    snapshots = tuple(each for each in found if isinstance(each, Snapshot))
+    return snapshots if len(snapshots) == len(found) else checkpoints.snapshots(problem, found)
 
 
 def _finite(
