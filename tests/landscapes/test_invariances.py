@@ -70,6 +70,23 @@ def test_the_error_of_a_gap_is_that_of_paired_samples() -> None:
     assert found.gap("cue", "removed").degrees == 3
 
 
+def test_a_gap_counts_as_none_where_its_whole_interval_does() -> None:
+    problem = two_features()
+    noisy = [
+        (x + 0.3 * torch.randn(6, 2, generator=torch.Generator().manual_seed(k)).double(), y)
+        for k, (x, y) in enumerate(problem.batches)
+    ]
+    removed, models = {"removed": without_cue}, {"cue": weights(0.9, 0.02)}
+    found = invariance(Problem(problem.model, nn.MSELoss(), noisy), removed, models)
+    low, high = found.gap("cue", "removed").interval()
+    reach = max(abs(low), abs(high))
+    assert abs(found.gap("cue", "removed").value) < 0.9 * reach
+    assert not found.replace(tol=0.99 * reach).invariant.any()
+    assert found.replace(tol=1.01 * reach).invariant.all()
+    alone = invariance(Problem(problem.model, nn.MSELoss(), noisy[:1]), removed, models, tol=1e3)
+    assert not alone.invariant.any()  # the error of one chunk is not known
+
+
 def test_a_path_on_changed_data_shows_what_lies_between_mechanisms() -> None:
     problem = two_features()
     plain = path(problem, weights(1, 0), weights(0, 1), points=5)

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
+from scipy.special import ndtri, stdtrit
 
 from theodolite.records.estimate import Estimate
 from theodolite.records.record import Record
@@ -24,7 +25,7 @@ class Invariance(Record):
         losses: of each checkpoint on the data as they are.
         gaps: loss on changed data minus loss on the data.
         stderrs: their standard errors, the same samples on both sides; NaN with one chunk.
-        tol: largest |gap| that counts as invariant.
+        tol: largest |gap| that counts as invariant, its error included.
     """
 
     kind: ClassVar[str] = "invariance"
@@ -39,8 +40,10 @@ class Invariance(Record):
 
     @property
     def invariant(self) -> Bool[np.ndarray, "k m"]:
-        """Where the gap is no larger than ``tol``."""
-        return np.asarray(np.abs(self.gaps) <= self.tol)
+        """Where the whole interval of the gap at 95 %, gap ± t·stderr, is within ± ``tol``; False where the error is not known."""
+        reach = ndtri(0.975) if self.data_degrees is None else stdtrit(self.data_degrees, 0.975)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.abs(self.gaps) + reach * self.stderrs <= self.tol)
 
     @property
     def similarity(self) -> Float[np.ndarray, "k k"]:
