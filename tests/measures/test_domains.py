@@ -44,6 +44,11 @@ def test_equal_halves_have_no_variance_and_the_anchor_keeps_its_rate() -> None:
     factors: dict[str, float] | None = None
     for _ in range(600):
         factors = odd.multipliers(factors)
+    assert factors is not None
+    frozen = odd.replace(phis=np.array([[0.1, np.nan, 1.9]]))
+    assert frozen.multipliers(factors)["b"] == factors["b"]  # its rate waits until Φ is known again
+    with pytest.raises(ValueError, match="known Φ of the anchor 'a', found NaN"):
+        odd.replace(phis=np.array([[np.nan, 0.1, 1.9]])).multipliers()
     assert list(factors.values()) == pytest.approx([1, np.sqrt(10), np.sqrt(0.5)], rel=1e-6)
 
 
@@ -91,6 +96,7 @@ def test_disorder_of_known_streams() -> None:
     rates = found.disorder
     assert rates["alternating"].value == 1
     assert rates["steady"].value == 0
+    assert rates["steady"].stderr == rates["alternating"].stderr == 0.5 / 400  # Wilson's at K = 399 flips
     assert abs(rates["noise"].value - 0.5) < 4 * rates["noise"].stderr
     assert found.smooth_disorder["alternating"].value == 1
     assert [each.value for each in found.conflicts.values()] == [1, 1, 1]
@@ -105,6 +111,17 @@ def test_disorder_of_known_streams() -> None:
     with pytest.raises(ValueError, match="second objective"):
         _ = alone.conflicts
     assert np.isnan(SignFlips(names=("a",), task=task[:1, :1]).disorder["a"].value)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.5, 0.98])
+def test_rates_have_errors_that_cover_them_where_all_flips_are_alike(rate: float) -> None:
+    rng = np.random.default_rng(0)
+    flips = rng.random((30, 2000)) < rate
+    task = np.cumprod(np.concatenate([np.ones((1, 2000)), np.where(flips, -1.0, 1.0)]), axis=0)
+    found = SignFlips(names=tuple(map(str, range(2000))), task=task).disorder.values()
+    assert min(each.stderr for each in found) > 0
+    covered = np.mean([abs(each.value - rate) < 2 * each.stderr for each in found])
+    assert covered > 0.93  # by √(p(1 − p)/K) 45 % at rates of 0.02 and 0.98
 
 
 def test_the_smoothness_gradient_is_a_difference_of_gradients() -> None:

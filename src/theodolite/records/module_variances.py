@@ -61,12 +61,21 @@ class ModuleVariances(Record):
         """Factors of the learning rate of each module: √clip(Φ₁/Φ, ½, 10) of the mean Φ, smoothed from the previous ones by 0.97.
 
         Args:
-            previous: of the last call; all 1 at the start.
+            previous: of the last call; all 1 at the start. A module whose Φ is not known keeps its own.
+
+        Raises:
+            ValueError: Φ of the anchor is not known, as where its gradient vanishes.
         """
         means = np.array([found.value for found in self.variances.values()])
+        if np.isnan(means[0]):
+            raise ValueError(
+                f"Expected a known Φ of the anchor {self.modules[0]!r}, found NaN: its gradient vanishes in a half of the data. "
+                "Put a module that is trained first in modules=."
+            )
         target = np.sqrt(np.clip((means[0] + OFFSET) / (means + OFFSET), LOWEST, HIGHEST))
         before = np.array([1.0 if previous is None else previous[name] for name in self.modules])
-        return dict(zip(self.modules, (MOMENTUM * before + (1 - MOMENTUM) * target).tolist(), strict=True))
+        smoothed = np.where(np.isnan(target), before, MOMENTUM * before + (1 - MOMENTUM) * target)
+        return dict(zip(self.modules, smoothed.tolist(), strict=True))
 
     def summary(self) -> tuple[str, ...]:
         """Modules with their variances."""

@@ -38,7 +38,11 @@ class SignFlips(Record):
     def disorder(self) -> dict[str, Estimate]:
         """Share of the steps at which the gradient of the task changes sign: ½ for noise, 1 where it alternates.
 
-        The error is that of as many independent flips (binomial), as they are for noise of either sign.
+        The error is that of as many independent flips, as they are for noise of either sign: half the width of Wilson's interval
+        at one standard error, which a rate of 0 or 1 has too.
+
+        References:
+            Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
         """
         return self._named(flip_rates(self.task), len(self.task) - 1)
 
@@ -99,8 +103,8 @@ class SignFlips(Record):
         return self.smooth
 
     def _named(self, rates: Float[np.ndarray, " m"], count: int) -> dict[str, Estimate]:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            errors = np.sqrt(rates * (1 - rates) / count) if count > 0 else np.full(len(rates), np.nan)
+        # Wilson's with z = 1. √(p(1 − p)/K) would be certain of a rate that has been 0 or 1 over few steps.
+        errors = np.sqrt(rates * (1 - rates) * count + 0.25) / (count + 1) if count > 0 else np.full(len(rates), np.nan)
         return {name: Estimate(*pair) for name, *pair in zip(self.names, rates.tolist(), errors.tolist(), strict=True)}
 
 
