@@ -152,7 +152,11 @@ class Gradients(GramReadings, Record):
 
     @property
     def layer_group_alignment(self) -> Mapping[str, GroupAlignment]:
-        """The same in every layer: the map of conflicts by layer."""
+        """The same in every layer: the map of conflicts by layer.
+
+        The level of ``conflicts`` is shared among the pairs of one layer and not among layers: of k layers without any conflict
+        one may be expected to show one in 1 − levelᵏ of draws. For all at once ask each with level 1 − (1 − level)/k.
+        """
         grams = self._known(self.layer_grams, "layer_grams")
         return {name: self._group_alignment(gram) for name, gram in zip(self.layers, grams, strict=True)}
 

@@ -100,7 +100,7 @@ def _caption(kind: str, whole: GroupAlignment, found: dict[str, GroupAlignment],
     ]
     layers = int(marked[1:].any(axis=1).sum())
     if len(found) > 1:
-        text.append(f"{layers} of {len(found) - 1} layers drawn have a conflict beyond chance.")
+        text.append(f"{layers} of {len(found) - 1} layers drawn have a conflict beyond chance, each by itself.")
     else:
         text.append("Layers were not kept: measure with layers=True.")
     every = len(whole.names) * (len(whole.names) - 1) // 2
