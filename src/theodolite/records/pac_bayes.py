@@ -71,10 +71,10 @@ class PacBayes(Record):
         )
 
     def bound(self, empirical_loss: float, *, divergence: float, confidence: float = 0.95) -> Estimate:
-        """Expected loss of a posterior that holds with some confidence: E_qL_S + (KL + ln(1/δ) + C)/λ.
+        """A plug-in estimate of the bound E_qL_S + (KL + ln(1/δ) + C)/λ on the expected loss of a posterior; no certificate.
 
-        As far as C holds: its means over the inputs are those of the same data and its mean over the prior is that of the draws,
-        which the confidence does not cover. It is an estimate of a bound, no certificate.
+        The bound holds with probability 1 − δ for the true C. Here C has the means over the inputs of the same data, and the mean
+        over the prior of the draws, which underestimates it where few exponents decide; the confidence covers neither.
 
         Args:
             empirical_loss: of the posterior on the data.
@@ -82,7 +82,7 @@ class PacBayes(Record):
             confidence: 1 − δ.
 
         Raises:
-            ValueError: the confidence is not between 0 and 1.
+            ValueError: the confidence is not between 0 and 1; at 1 the bound is infinite.
         """
         if not 0 < confidence < 1:
             raise ValueError(f"Expected a confidence between 0 and 1, for example 0.95, found {confidence}.")
