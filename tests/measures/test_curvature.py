@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from families import BY_NAME, FAMILIES, Family, dense_oracle
 from records.published_jackknife import published
-from theodolite.errors import NonFiniteError, NotConvergedWarning, OperatorError
+from theodolite.errors import NonFiniteError, NotConvergedWarning, OperatorError, ProblemError
 from theodolite.measures import density, spectrum, trace
-from theodolite.measures.subject import OPERATORS
+from theodolite.measures.subject import OPERATORS, operator_of
+from theodolite.measures.verification import resolved
+from theodolite.operators import Fisher, Hessian
 from theodolite.problem import Problem
 
 FEW_ERRORS = (("mlp", "hessian"), ("mlp-weighted", "hessian"), ("mlp-sum", "ggn"), ("transformer", "covariance"))
@@ -175,3 +180,43 @@ def test_copies_of_repeated_eigenvalues_are_found() -> None:
     np.testing.assert_allclose(found.eigenvalues, exact[:5], rtol=1e-3)
     assert "eigenvalues repeat" in found.notes[0]
     assert spectrum(problem, k=5, complete=False).eigenvalues[1] < exact[1] * 0.99
+
+
+def test_a_run_that_was_cut_off_marks_each_pair_by_itself() -> None:
+    """From each end inwards to the first pair that is not good, and apart from what is not."""
+    values, tight = np.array([9.0, 5.0, 1.0, 1e-8, -2e-8]), 1e-5 * np.ones(5)
+    good = np.array([True, True, True, False, False])
+    found = resolved(values, tight, good, which="both", radius=9.0)
+    assert found.tolist() == [True, True, True, False, False]
+    hidden = resolved(values, tight, np.array([True, False, True, True, True]), which="both", radius=9.0)
+    assert hidden.tolist() == [True, False, False, True, True]
+    near = np.array([9.0, 8.995, 1.0])
+    wide = np.array([1e-4, 1e-2, 1e-5])
+    crossing = resolved(near, wide, wide <= 1e-3, which="largest", radius=9.0)
+    assert crossing.tolist() == [False, False, False]
+    assert resolved(values, tight, np.ones(5, dtype=bool), which="smallest", radius=9.0).all()
+
+
+def test_the_upper_end_is_known_though_the_lower_was_cut_off() -> None:
+    """A null space that no number of products resolves takes nothing from λ₁."""
+    torch.manual_seed(0)
+    inputs = torch.randn(40, 12, dtype=torch.float64) * torch.logspace(0, -6, 12, dtype=torch.float64)
+    problem = Problem(nn.Linear(12, 2).double(), nn.CrossEntropyLoss(), [(inputs, (inputs[:, 0] > 0).long())])
+    with pytest.warns(NotConvergedWarning):
+        found = spectrum(problem, k=5, which="both", tol=1e-8, max_products=12)
+    exact = torch.linalg.eigvalsh(Hessian(problem).dense()).flip(0)
+    assert found.converged[0]
+    assert found.max == pytest.approx(float(exact[0]), rel=1e-6)
+    for value, residual, converged in zip(found.eigenvalues, found.error, found.converged, strict=True):
+        if converged:
+            assert float((exact - value).abs().min()) <= residual + 1e-14
+    assert "one chunk: no error from the data; cut the data into batches" in found.notes
+
+
+def test_an_operator_in_the_place_of_a_problem_is_told_where_to_go() -> None:
+    problem = BY_NAME["mlp"].problem()
+    unchecked = inspect.unwrap(spectrum)
+    with pytest.raises(ProblemError, match=r"found the operator .*operator='ggn'.*fisher_spectrum.*linalg\.lanczos"):
+        unchecked(Fisher(problem))
+    with pytest.raises(ProblemError, match=r"found 'fisher'\. A Fisher is 'ggn' for .*fisher_spectrum\(problem"):
+        operator_of(problem, "fisher")

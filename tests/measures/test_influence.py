@@ -116,6 +116,20 @@ def test_what_cannot_be_inverted_is_refused() -> None:
         influence(problem, problem.select("4.*"), damping=0.1)
 
 
+def test_a_criterion_that_is_not_convex_is_not_sent_to_the_ggn_that_it_has() -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(20, 4, dtype=torch.float64)
+    model = nn.Linear(4, 3).double()
+
+    def bounded(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (1 - outputs.softmax(1).gather(1, targets[:, None])).mean()
+
+    problem = Problem(model, bounded, [(inputs, torch.randint(3, (20,)))])
+    with pytest.raises(OperatorError, match=r"ggn \+ 1e-06·I to be positive") as raised:
+        influence(problem, problem, damping=1e-6)
+    assert "operator='ggn') finds, or a criterion that is convex in the outputs" in str(raised.value)
+
+
 def test_a_solve_that_is_cut_off_says_so() -> None:
     problem = BY_NAME["mlp"].problem()
     found = influence(problem, problem, damping=1e-4, tol=1e-10, max_products=3)

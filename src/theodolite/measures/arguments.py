@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.optim import Optimizer
 
 from theodolite.errors import ProblemError
+from theodolite.linalg import LinearOperator
 from theodolite.problem import Problem
 from theodolite.problem.arguments import shown
 
@@ -15,6 +16,12 @@ def surveyed(problem: object) -> None:
     Raises:
         ProblemError: it is something else, such as the model.
     """
+    if isinstance(problem, LinearOperator):
+        raise ProblemError(
+            f"Expected a Problem, found the operator {problem!r}. Pass the problem that it was made of, with operator='ggn', "
+            "'hessian' or 'covariance'; the spectrum of a Fisher is fisher_spectrum(problem, kind=...), and that of any operator "
+            "theodolite.linalg.lanczos(operator, k=5), its trace theodolite.linalg.hutchinson(operator, probes=32)."
+        )
     if not isinstance(problem, Problem):
         raise ProblemError(
             f"Expected a Problem, found {shown(problem)}. Make one: Problem(model, criterion, batches), or Problem.from_loss."

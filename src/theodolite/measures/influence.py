@@ -45,7 +45,9 @@ def influence(
         problem: the training data.
         queries: a problem of the same model and parameters, each of whose samples is a query; or gradients, one a row.
         damping: δ, at least the rounding of the operator; a typical choice is 1e-3 of the sharpness.
-        operator: ``"ggn"``, which is positive, or ``"hessian"``, which needs δ above −λₙ.
+        operator: ``"ggn"``, positive where the criterion is convex in the outputs, as cross-entropy and squared error are; or
+            ``"hessian"``. This, and the GGN of a criterion that is not convex (generalised cross-entropy and other bounded
+            ones), needs δ above −λₙ: ``spectrum(problem, k=1, which="smallest", operator=...)`` has λₙ.
         tol: relative residual of the solves.
         max_products: for each query.
         step: optimiser step, kept in the record.
@@ -83,9 +85,14 @@ def influence(
     limit = None if max_products is None else max_products * len(rows)
     solved = cg(H.shift(damping), rows.T.contiguous(), tol=tol, max_products=limit)
     if bool(solved.negative_curvature.any()):
+        remedy = (
+            "Take damping above the size of the smallest eigenvalue, which spectrum(problem, k=1, which='smallest', "
+        )
+        remedy += f"operator={operator!r}) finds, or "
+        remedy += "operator='ggn'." if operator == "hessian" else "a criterion that is convex in the outputs."
         raise OperatorError(
             f"Expected {operator} + {damping:g}·I to be positive, found a direction along which it is not ({solved.message}). "
-            "Use operator='ggn', or damping above the size of the smallest eigenvalue."
+            f"{remedy}"
         )
     scores = _responses(problem, solved.x.T.contiguous())
     passes = Cost(gradients=1.0 + 2.0 * len(rows), forwards=1.0, seconds=time.perf_counter() - started)

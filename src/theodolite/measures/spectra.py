@@ -19,13 +19,14 @@ from theodolite.measures.beside import beside_the_pairs
 from theodolite.measures.halves import held_out_quotient
 from theodolite.measures.samples import Precision, relative_error
 from theodolite.measures.subject import OperatorName, Remembering, context_of, operator_of
-from theodolite.measures.verification import parameters_of, radius_of, verified
+from theodolite.measures.verification import parameters_of, radius_of, resolved, verified
 from theodolite.operators import ProblemOperator
 from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
 from theodolite.records import Spectrum
 
 KEEP_VECTORS = 256 * 2**20
+ONE_CHUNK = "one chunk: no error from the data; cut the data into batches"
 
 
 @final
@@ -55,14 +56,16 @@ class Question:
         converged = (residuals <= self.tol) & found.converged.numpy()
         if not found.settled:
             notes.append("the iteration was cut off: other eigenvalues may belong among these")
-            converged[:] = False
+            converged = resolved(values, residuals, converged, which=self.which, radius=radius_of(found, values))
+        if np.isnan(data_stderr).all():
+            notes.append(ONE_CHUNK)
         kept = found.vectors.nbytes <= self.keep_vectors_below
         if not kept:
             notes.append(
                 f"eigenvectors dropped: {found.vectors.nbytes / 2**20:.0f} MiB, above "
                 f"keep_vectors_below={self.keep_vectors_below / 2**20:.0f} MiB"
             )
-        if not (converged.all() or quiet):
+        if not ((converged.all() and found.settled) or quiet):
             _warn(found, residuals, converged, tol=self.tol)
         cost = H.cost
         if self.halves:
@@ -157,9 +160,14 @@ class QuickExtreme:
 
 
 def _warn(found: Eigenpairs, residuals: Float[np.ndarray, " k"], converged: np.ndarray, *, tol: float) -> None:
-    warnings.warn(
-        f"{int((~converged).sum())} of {len(converged)} eigenpairs did not reach a residual of {tol:g} after {found.products} "
-        f"products of Lanczos (worst {residuals.max():.1e}). Raise max_products, or tol if that is enough.",
-        NotConvergedWarning,
-        stacklevel=4,
-    )
+    far, k = int((residuals > tol).sum()), len(converged)
+    if far:
+        what = f"{far} of {k} eigenpairs did not reach a residual of {tol:g} after {found.products} products of Lanczos (worst "
+        what += f"{residuals.max():.1e})"
+    else:
+        what = f"Lanczos was cut off after {found.products} products: all residuals are at most {tol:g}, but "
+        rest = int((~converged).sum())
+        what += (
+            f"{rest} of {k} eigenpairs lie in a cluster that it did not resolve" if rest else "others may be missing"
+        )
+    warnings.warn(f"{what}. Raise max_products, or tol if that is enough.", NotConvergedWarning, stacklevel=4)

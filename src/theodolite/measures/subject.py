@@ -31,7 +31,13 @@ def operator_of(problem: Problem, name: str) -> ProblemOperator:
         ProblemError: there is none of that name.
     """
     if name not in OPERATORS:
-        raise ProblemError(f"Expected operator to be one of {', '.join(map(repr, OPERATORS))}, found {name!r}.")
+        fisher = (
+            " A Fisher is 'ggn' for cross-entropy, binary cross-entropy and squared error and 'covariance' with the targets of the "
+            "data; fisher_spectrum(problem, kind=...) has its whole spectrum, fisher_trace(problem) its trace."
+        )
+        raise ProblemError(
+            f"Expected operator to be one of {', '.join(map(repr, OPERATORS))}, found {name!r}.{fisher if name == 'fisher' else ''}"
+        )
     return OPERATORS[name](problem)
 
 

@@ -6,7 +6,7 @@ from itertools import zip_longest
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from theodolite.errors import OperatorError
 from theodolite.linalg import Eigenpairs
@@ -34,6 +34,28 @@ def verified(
     residuals = torch.where(gaps == 0, gaps, gaps / scale)
     errors = jackknife_stderr(to_numpy(left_out), whole=to_numpy(values), weights=to_numpy(weights))
     return to_numpy(values), to_numpy(residuals), errors
+
+
+def resolved(
+    values: Float[np.ndarray, " k"],
+    residuals: Float[np.ndarray, " k"],
+    good: Bool[np.ndarray, " k"],
+    *,
+    which: str,
+    radius: float,
+) -> Bool[np.ndarray, " k"]:
+    """The good pairs of a run that was cut off which are apart from all that is not good.
+
+    Each end stands for itself, from its extreme inwards up to the first pair that is not good: what hides behind that one
+    may belong anywhere below. A pair whose error reaches one that is not good may belong to its cluster.
+    """
+    errors = residuals * np.maximum(np.abs(values), SMALL * radius)
+    top = {"largest": len(values), "both": (len(values) + 1) // 2}.get(which, 0)
+    inwards = np.concatenate([np.logical_and.accumulate(good[:top]), np.logical_and.accumulate(good[top:][::-1])[::-1]])
+    bad = ~good
+    reach = errors[:, None] + errors[None, bad]
+    apart = (np.abs(values[:, None] - values[None, bad]) > reach).all(axis=1)
+    return np.asarray(inwards & apart)
 
 
 def known_pairs(problem: Problem, spectrum: Spectrum, H: ProblemOperator, *, operator: str) -> Eigenpairs:

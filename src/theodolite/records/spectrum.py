@@ -14,7 +14,7 @@ from theodolite.records.extremes import Extremes
 from theodolite.records.record import Record
 from theodolite.records.rules import Rules, step_criterion, unpadded
 from theodolite.records.subspaces import cosines, overlap
-from theodolite.records.text import plural, subscript, with_error
+from theodolite.records.text import or_exact, plural, subscript, with_error
 from theodolite.records.trace import Trace
 
 
@@ -25,7 +25,8 @@ class Spectrum(Extremes, Record):
     Args:
         eigenvalues: in descending order.
         residuals: ‖Hv − λv‖ / max(|λ|, 1e-3·radius) of each returned pair, recomputed with one more product each.
-        converged: whether the residual is at most ``tol``.
+        converged: whether the residual is at most ``tol``, and, where the iteration was cut off, all pairs nearer to the end
+            of the spectrum have theirs too and none without is within its error.
         data_stderr: standard error of each eigenvalue as an estimate for the distribution that the data were drawn
             from: the delete-one-chunk jackknife, by weight, of vᵀHv with the eigenvector v held, as first-order
             perturbation theory allows (too large where eigenvalues lie closer together than their errors); NaN where the
@@ -200,7 +201,13 @@ class Spectrum(Extremes, Record):
 
     @property
     def by_layer(self) -> dict[str, Estimate]:
-        """Trace of the diagonal block of each layer; the blocks add up to the whole. Empty without probes."""
+        """Trace of the diagonal block of each layer; the blocks add up to the whole.
+
+        Raises:
+            ValueError: the spectrum was measured without probes.
+        """
+        if not self.layers:
+            self.rules()
         pairs = zip(self.layer_traces.tolist(), self.layer_trace_stderrs.tolist(), strict=True)
         return {layer: Estimate(*pair, self._degrees) for layer, pair in zip(self.layers, pairs, strict=True)}
 
@@ -276,13 +283,25 @@ class Spectrum(Extremes, Record):
             free = self.extreme
             readings.append(f"{with_error(free.value, free.stderr, source='data')} without the bias of a sample")
         if self.probes:
-            readings.append(f"tr = {with_error(self.trace, self.trace_stderr, source=plural(self.probes, 'probe'))}")
-        reached = int(self.converged.sum())
-        state = f"{reached} of {self.converged.size} converged"
-        if not self.all_converged:
-            worst = float(self.residuals[~self.converged].max())
-            state = f"NOT CONVERGED: {state}, residuals up to {worst:.1g} > tol {self.tol:.1g}"
-        return subject, *readings, state
+            readings.append(f"tr = {or_exact(self.trace, self.trace_stderr, source=plural(self.probes, 'probe'))}")
+        return subject, *readings, self._state()
+
+    def _state(self) -> str:
+        """How many pairs converged; of the others which end failed, and why."""
+        lost = ~self.converged
+        state = f"{int(self.converged.sum())} of {lost.size} converged"
+        if not lost.any():
+            return state
+        upper, lower = lost[: len(self.top)], lost[len(self.top) :]
+        end = ""
+        if self.which == "both" and not (upper.any() and lower.any()):
+            end = f" at the {'upper' if upper.any() else 'lower'} end"
+        worst = float(self.residuals[lost].max())
+        if worst > self.tol:
+            return f"NOT CONVERGED{end}: {state}, residuals up to {worst:.1g} > tol {self.tol:.1g}"
+        return (
+            f"NOT CONVERGED{end}: {state}, the others have small residuals but were not told apart before the cut-off"
+        )
 
     @property
     def _degrees(self) -> int | None:

@@ -21,6 +21,11 @@ def with_error(value: float, stderr: float, *, source: str = "") -> str:
     return f"{Estimate(value, stderr)}{f' ({source})' if source else ''}"
 
 
+def or_exact(value: float, stderr: float, *, source: str) -> str:
+    """A value with its error, or said to be exact where that is zero."""
+    return f"{number(value)} (exact)" if stderr == 0 else with_error(value, stderr, source=source)
+
+
 def subscript(index: int) -> str:
     """An index in subscript digits."""
     return str(index).translate(_SUBSCRIPTS)

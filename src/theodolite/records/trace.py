@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from theodolite.records.estimate import Estimate
 from theodolite.records.record import Record
-from theodolite.records.text import plural, with_error
+from theodolite.records.text import or_exact, plural
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -77,7 +77,7 @@ class Trace(Record):
         method = f"{self.method}, {plural(self.probes, 'probe')}"
         return (
             f"{self.operator}, n={self.size:,}",
-            f"tr = {with_error(self.value, self.stderr, source='probes')}",
+            f"tr = {or_exact(self.value, self.stderr, source='probes')}",
             method,
         )
 
