@@ -98,11 +98,23 @@ def test_training_leaves_no_trace_and_repeats() -> None:
     assert not torch.equal(first.controls[1]["conv2.weight"], model.conv2.weight)
     found = path(problem, model, other, curves={"bezier": first}, points=3)
     assert found.profiles == ("linear", "linear, recalibrated", "bezier, recalibrated")
-    assert found.losses[2, [0, -1]].tolist() == found.losses[0, [0, -1]].tolist()
+    assert found.losses[2, [0, -1]].tolist() == found.losses[1, [0, -1]].tolist()
 
 
 def test_errors_show_the_scene() -> None:
     with pytest.raises(ProblemError, match="bends=0 and steps=3"):
         chain(parabola(), LEFT, RIGHT, bends=0, steps=3)
-    with pytest.raises(NonFiniteError, match=r"found (inf|nan) at step \d+. Give an optimizer with a smaller"):
+    with pytest.raises(
+        NonFiniteError, match=r"found (inf|nan) at step \d+, on batch 0. Are the data finite\?.* smaller"
+    ):
         bezier(parabola(), LEFT, RIGHT, steps=50, optimizer=partial(torch.optim.SGD, lr=1e3))
+
+
+def test_what_is_not_finite_before_training_is_not_the_optimisers_fault() -> None:
+    model = nn.Linear(2, 1).double()
+    x, y = torch.full((3, 2), float("nan")).double(), torch.zeros(3, 1).double()
+    problem = Problem(model, nn.MSELoss(), [(x, y)])
+    with pytest.raises(NonFiniteError, match="where the bends start, found nan at step 0, on batch 0 before anything"):
+        bezier(problem, torch.zeros(3), torch.ones(3), steps=2)
+    with pytest.raises(NonFiniteError, match=r"found NaN or infinity in end: weight \(1 of 2\)"):
+        bezier(problem, torch.zeros(3), torch.tensor([0.0, float("inf"), 0.0]), steps=2)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from theodolite.errors import NonFiniteError, ProblemError
 from theodolite.landscapes.paths.curve import Curve, Form, straight
+from theodolite.landscapes.paths.finite import refuse_non_finite_parameters
 from theodolite.landscapes.paths.path import refuse_unselected
 from theodolite.landscapes.paths.traveller import Checkpoint, Traveller
 from theodolite.problem import Chunk, Point, Problem
@@ -50,7 +51,7 @@ def bezier(
 
     Raises:
         ProblemError: no step, or checkpoints that differ in what the problem does not select.
-        NonFiniteError: training of the bend diverged.
+        NonFiniteError: a checkpoint or the loss at the start is not finite, or training of the bend diverged.
 
     Example:
         >>> from torch import nn
@@ -96,7 +97,7 @@ def chain(
 
     Raises:
         ProblemError: no bend or no step, or checkpoints that differ in what the problem does not select.
-        NonFiniteError: training of the bends diverged.
+        NonFiniteError: a checkpoint or the loss at the start is not finite, or training of the bends diverged.
 
     References:
         Garipov, Izmailov, Podoprikhin, Vetrov & Wilson, "Loss surfaces, mode connectivity, and fast ensembling of DNNs"
@@ -122,6 +123,9 @@ def _trained(
     traveller = Traveller(problem)
     ends = traveller.state_of(start), traveller.state_of(end)
     refuse_unselected(traveller, *ends)
+    refuse_non_finite_parameters(
+        {"start": ends[0], "end": ends[1]}, problem.layout.names, to="train a curve between checkpoints"
+    )
     line = straight(*ends)
     inner = [dict(line.at((k + 1) / (bends + 1))) for k in range(bends)]
     names = problem.layout.names
@@ -149,15 +153,26 @@ def _train(
         for chunk in islice(_forever(problem), steps):
             loss, gradients = _gradients(traveller, curve, chunk, trained, here, float(generator.uniform()))
             if not np.isfinite(loss):
-                raise NonFiniteError(
-                    f"Expected a finite loss while the bends are trained, found {loss} at step {len(losses)}. Give an "
-                    "optimizer with a smaller learning rate: optimizer=functools.partial(torch.optim.Adam, lr=1e-3)."
-                )
+                _refuse_non_finite(loss, len(losses), chunk)
             losses.append(loss)
             for tensor, gradient in zip(trained, gradients, strict=True):
                 tensor.grad = gradient
             optimizer.step()
     return np.array(losses)
+
+
+def _refuse_non_finite(loss: float, step: int, chunk: Chunk) -> None:
+    """A loss that is lost before the first update of the optimiser is not its fault."""
+    where = f"found {loss} at step {step}, on batch {chunk.index}"
+    if step == 0:
+        raise NonFiniteError(
+            f"Expected a finite loss between the checkpoints, where the bends start, {where} before anything was trained: the "
+            "data, the checkpoints or what lies between them have no finite loss. See path(problem, start, end)."
+        )
+    raise NonFiniteError(
+        f"Expected a finite loss while the bends are trained, {where}. Are the data finite? If so, give an optimizer with a "
+        "smaller learning rate: optimizer=functools.partial(torch.optim.Adam, lr=1e-3)."
+    )
 
 
 def _forever(problem: Problem) -> Iterator[Chunk]:

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from theodolite.errors import ProblemError
+from theodolite.landscapes.paths.finite import refuse_non_finite_outputs, refuse_non_finite_parameters
 from theodolite.landscapes.paths.matching.discovery import Symmetry, discovered
 from theodolite.landscapes.paths.matching.symmetry import Fibre, Group, Indices, Place, permuted
 from theodolite.landscapes.paths.traveller import Checkpoint, State, Traveller
@@ -75,6 +76,7 @@ def match(problem: Problem, start: Checkpoint, end: Checkpoint, *, sweeps: int =
 
     Raises:
         ProblemError: the permuted checkpoint has another function.
+        NonFiniteError: parameters of a checkpoint, or outputs of ``end`` on the data, are not finite.
         CheckpointError: a checkpoint does not fit the model.
 
     Example:
@@ -92,8 +94,9 @@ def match(problem: Problem, start: Checkpoint, end: Checkpoint, *, sweeps: int =
     """
     traveller = Traveller(problem)
     first, last = traveller.state_of(start), traveller.state_of(end)
-    symmetry = discovered(problem, last, seed=seed)
     names = [name for name, _ in traveller.problem.model.named_parameters()]
+    refuse_non_finite_parameters({"start": first, "end": last}, names, to="match units")
+    symmetry = discovered(problem, last, seed=seed)
     target = {name: first[name].double() for name in names}
     moving = {name: last[name].double() for name in names}
     before = _inner(target, moving)
@@ -123,6 +126,7 @@ def match(problem: Problem, start: Checkpoint, end: Checkpoint, *, sweeps: int =
 
 
 def _checked(symmetry: Symmetry, state: State, moved: int) -> float:
+    refuse_non_finite_outputs(symmetry.outputs, symmetry.batch)
     error = symmetry.error(state)
     if not error <= symmetry.tol:
         raise ProblemError(
