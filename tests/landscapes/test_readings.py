@@ -133,6 +133,21 @@ def test_a_single_chunk_has_no_error_and_says_so() -> None:
     assert any("single chunk" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_sample_that_is_not_finite_is_told_by_its_chunk(place: int) -> None:
+    family = BY_NAME["mlp"]
+    data = [(inputs.clone(), targets) for inputs, targets in family.batches()]
+    data[place][0][0] = math.nan
+    found = line(family.problem_of(family.model_and_data()[0], data), points=3)
+    (note,) = (note for note in found.notes if "at the centre" in note)
+    expected = (
+        "the first chunk of the data, and read no further" if not place else f"1 chunk of {len(data)} of the data, 3"
+    )
+    assert f"the loss at the centre is nan: not finite on {expected}" in note
+    assert not any("single chunk" in note for note in found.notes)
+    assert "chunks" not in found.context if not place else found.context["chunks"] == len(data)
+
+
 class Cliff(nn.Module):
     """NaN beyond w = 0.5, infinite below w = −0.5."""
 

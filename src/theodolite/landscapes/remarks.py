@@ -15,6 +15,7 @@ from theodolite.landscapes.readings import Reading
 from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
 from theodolite.records import Cost
+from theodolite.records.text import plural
 
 
 def cost(readings: Sequence[Reading], *, started: float) -> Cost:
@@ -24,7 +25,9 @@ def cost(readings: Sequence[Reading], *, started: float) -> Cost:
 
 def context(problem: Problem, *, name: str, center: Reading) -> dict[str, Any]:
     """What was surveyed, and what its errors and directions rest on."""
-    found = problem.context() | {"chunks": int((center.weights > 0).sum())}
+    found = problem.context()
+    if not center.partial:  # else its chunks were not counted
+        found |= {"chunks": int((center.weights > 0).sum())}
     if "filter" in name.split(", "):
         found["one_dimensional"] = "zero"
     return found
@@ -39,10 +42,21 @@ def remarks(readings: Sequence[Reading], center: Reading) -> tuple[str, ...]:
     if not any(reading is center for reading in readings):
         found.append(f"the span leaves out the centre, where the loss is {center.loss:.6g}")
     if not math.isfinite(center.loss):
-        found.append(f"the loss at the centre is {center.loss}, so no rise above it has an error")
-    if (center.weights > 0).sum() < 2:
+        found.append(f"the loss at the centre is {center.loss}{_where(center)}, so no rise above it has an error")
+    elif (center.weights > 0).sum() < 2:
         found.append("the data are a single chunk, so the error from the data is not known; cut them into batches")
     return tuple(found)
+
+
+def _where(center: Reading) -> str:
+    """The chunks of the data on which a loss is not finite, counted from 1."""
+    if len(center.weights) == 1:  # read no further, or all there is
+        return ": not finite on the first chunk of the data" + (", and read no further" if center.partial else "")
+    places = np.flatnonzero(~np.isfinite(center.totals)) + 1
+    if not places.size:
+        return ""
+    named = ", ".join(map(str, places[:4])) + (", …" if places.size > 4 else "")
+    return f": not finite on {plural(places.size, 'chunk')} of {len(center.totals)} of the data, {named}"
 
 
 def kept(
