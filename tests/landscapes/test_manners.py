@@ -250,6 +250,9 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         line(problem.replace(microbatch=4), batchnorm="batch")
     with pytest.raises(ProblemError, match=r"statistics of the problem, stored statistics.*batchnorm='batch'"):
         line(problem, batchnorm="batch", quadratic=True)
+    for survey in (line, plane):
+        with pytest.raises(ProblemError, match=r"Expected eigenvalues=3 with .* stored statistics.*batchnorm='batch'"):
+            survey(problem, batchnorm="batch", eigenvalues=3)
     bare = Problem(
         nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3, track_running_stats=False)).double(),
         nn.CrossEntropyLoss(),

@@ -18,7 +18,7 @@ from theodolite.landscapes.engines import settled
 from theodolite.landscapes.extremes import coarse, extremes
 from theodolite.landscapes.grids import Span, positions
 from theodolite.landscapes.points import read_points
-from theodolite.landscapes.quadratics import quadratic_model
+from theodolite.landscapes.quadratics import quadratic_model, refuse_other_statistics
 from theodolite.landscapes.reading import Reading
 from theodolite.landscapes.readings import OnPoint, stderrs
 from theodolite.landscapes.rechecks import rechecked
@@ -112,6 +112,8 @@ def line(
     named = named_direction(problem, direction, seed=seed)
     (vector,) = named.vectors
     manner = asked(problem, scalars=scalars, groups=groups, also=also, batchnorm=batchnorm, cap=cap, autocast=autocast)
+    if eigenvalues:
+        refuse_other_statistics(problem, manner, option=f"eigenvalues={eigenvalues}")
     manner = settled(problem, manner, [vector], [alphas], engine=engine)
     center = manner.center(problem)
     at = alphas[:, None]

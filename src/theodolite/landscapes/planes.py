@@ -24,7 +24,7 @@ from theodolite.landscapes.extremes import coarse, extremes
 from theodolite.landscapes.grids import Spans, both
 from theodolite.landscapes.lines import KEEP, eigenvalue_note, of_scalars
 from theodolite.landscapes.points import read_points, sharing
-from theodolite.landscapes.quadratics import quadratic_model
+from theodolite.landscapes.quadratics import quadratic_model, refuse_other_statistics
 from theodolite.landscapes.reading import Reading
 from theodolite.landscapes.readings import OnPoint, at_parameters, read, stderrs
 from theodolite.landscapes.rechecks import rechecked
@@ -137,6 +137,8 @@ def plane(
     path = _path(snapshots, parameters, first, second)
     alphas, betas = both(points, _spans(span, name, path))
     manner = asked(problem, scalars=scalars, groups=groups, also=also, batchnorm=batchnorm, cap=cap, autocast=autocast)
+    if eigenvalues:
+        refuse_other_statistics(problem, manner, option=f"eigenvalues={eigenvalues}")
     among, pair = sharing(problem, divide), (first, second)
     apart = store is not None or among is not None
     manner = settled(problem, manner, pair, (alphas, betas), engine=engine, apart=apart)

@@ -69,7 +69,7 @@ def quadratic_model(
         ProblemError: losses are read with other BatchNorm statistics than derivatives.
         DerivativeError: the loss has no second derivatives.
     """
-    _refuse_other_statistics(problem, asked)
+    refuse_other_statistics(problem, asked, option="quadratic=True")
     H, gradient = Hessian(problem), problem.gradient()
     products = [H @ direction for direction in directions]
     slopes = np.array([_dot(gradient, direction) for direction in directions])
@@ -120,13 +120,23 @@ def _self_test(radii: Sequence[float], errors: Sequence[float]) -> tuple[str, ..
     )
 
 
-def _refuse_other_statistics(problem: Problem, asked: Asked) -> None:
+def refuse_other_statistics(problem: Problem, asked: Asked, *, option: str) -> None:
+    """What is read with derivatives must be of the function that losses are read of.
+
+    Args:
+        problem: whose derivatives are taken.
+        asked: how losses are read.
+        option: that asks for derivatives, for the message.
+
+    Raises:
+        ProblemError: losses are read with other BatchNorm statistics than derivatives.
+    """
     wanted = {None: problem.batchnorm, "stored": "stored statistics", "batch": "batch statistics"}.get(
         asked.manner.batchnorm, asked.manner.batchnorm
     )
     if wanted != problem.batchnorm:
         raise ProblemError(
-            f"Expected quadratic=True with the BatchNorm statistics of the problem, {problem.batchnorm}, whose derivatives are "
+            f"Expected {option} with the BatchNorm statistics of the problem, {problem.batchnorm}, whose derivatives are "
             f"taken, found batchnorm={asked.manner.batchnorm!r}. Make the problem with mode='train' for batch statistics."
         )
 
