@@ -113,6 +113,10 @@ def test_names_stand_in_the_record() -> None:
     assert mixed.cosine == pytest.approx(cosine(g, vector), abs=1e-14)
     drawn = plane(problem, directions=("filter", "uniform"), points=2, span=(0, 1), seed=3)
     assert (drawn.name, drawn.seed, drawn.context["one_dimensional"]) == ("filter, uniform", 3, "zero")
+    twice = plane(problem, directions=("filter", "filter"), points=2, span=(0, 1), seed=3)
+    assert twice.directions is not None
+    for vector_found, seed in zip(twice.directions, (3, 4), strict=True):
+        np.testing.assert_array_equal(vector_found, directions.filter_normalised(problem, seed=seed).numpy())
     named = plane(problem, directions={"downhill": -g, "probe": vector}, points=2, span=(0, 1))
     assert named.name == "downhill, probe"
     assert line(problem, direction={"downhill": -g}, points=3).name == "downhill"

@@ -98,7 +98,8 @@ def named_pair(problem: Problem, directions: Pair, *, seed: int) -> Named:
         directions: ``"filter"``, ``"gaussian"`` or ``"uniform"``, the second made orthogonal to the first; the unit eigenvectors
             ``"hessian"`` (two largest eigenvalues), ``"hessian-ends"`` (largest and smallest) or ``"ggn"``; two, each a name as for
             ``named_direction`` or a vector, used as they are; or ``{name: vector, name: vector}``.
-        seed: of random directions and of Lanczos; the first random one is that of a line.
+        seed: of random directions and of Lanczos; the first random one is that of a line, each further one named by itself has
+            the next seed.
 
     Raises:
         ProblemError: a name is not known, or a vector does not fit.
@@ -147,7 +148,11 @@ def _of_mapping(problem: Problem, given: Mapping[str, Vector], *, count: int) ->
 def _of_several(problem: Problem, directions: tuple[Name | Vector, ...], *, count: int, seed: int) -> Named:
     if len(directions) != count:
         raise ProblemError(f"Expected {count} directions, found {len(directions)}.")
-    found = [named_direction(problem, direction, seed=seed) for direction in directions]
+    found: list[Named] = []
+    for direction in directions:
+        # One seed would draw one vector twice: two Gaussian directions that differ in their normalisation alone.
+        drawn = sum(each.name in RANDOM for each in found) if isinstance(direction, str) and direction in RANDOM else 0
+        found.append(named_direction(problem, direction, seed=seed + drawn))
     names = [each.name for each in found]
     return Named(
         vectors=tuple(vector for each in found for vector in each.vectors),
