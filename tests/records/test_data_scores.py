@@ -275,6 +275,14 @@ def test_every_source_is_stood_for(size: int) -> None:
     assert (np.abs(counts - size * np.array([26, 2, 2]) / 30) < 2).all()
 
 
+def test_sources_are_one_for_each_sample() -> None:
+    rows = heavy_rows(count=6)
+    with pytest.raises(
+        ValueError, match=r"one source for each of the 6 samples of the batch, found sources of shape \(5,\)"
+    ):
+        inspect.unwrap(coreset)(rows @ rows.T, size=3, sources=np.zeros(5, dtype=np.int64))
+
+
 def test_coresets_of_what_is_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="Expected finite products, found 5 that are not"):
         coreset(np.where(np.eye(3)[0] + np.eye(3)[:, :1] > 0, np.nan, 1.0), size=1)

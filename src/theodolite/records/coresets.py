@@ -56,8 +56,8 @@ def coreset(
         keep: sources all of whose samples are kept; None for those that have less than the share 1/(number of sources).
 
     Raises:
-        ValueError: size is not between 1 and the batch, or too small for the kept sources and one sample of each other, or a
-            product is not finite.
+        ValueError: size is not between 1 and the batch, or too small for the kept sources and one sample of each other, sources
+            are not one for each sample, or a product is not finite.
 
     Example:
         >>> rows = np.array([[1.0, 0.0], [1.1, 0.0], [0.0, 2.0]])
@@ -74,6 +74,11 @@ def coreset(
     if not 1 <= size <= count:
         raise ValueError(f"Expected a size between 1 and the {count} samples of the batch, found {size}.")
     owners = np.zeros(count, dtype=np.int64) if sources is None else np.asarray(sources)
+    if owners.shape != (count,):
+        raise ValueError(
+            f"Expected one source for each of the {count} samples of the batch, found sources of shape {owners.shape}. Where "
+            "gradients that are not finite were left out, leave out their sources: sources[record.finite]."
+        )
     names, sizes = np.unique(owners, return_counts=True)
     kept = np.isin(names, list(keep)) if keep is not None else (sizes * len(names) < count)
     if sizes[kept].sum() + (~kept).sum() > size:
