@@ -220,6 +220,16 @@ MODULES = sorted(
 )
 
 
+REQUIRED: dict[str, dict[str, object]] = {
+    "LDAMLoss": {"counts": [3, 1]},
+    "VSLoss": {"counts": [3, 1]},
+    "IntegratedRiskLoss": {"counts": [3, 1]},
+    "RegressionByClassesLoss": {"edges": (0.5,)},
+    "NumberTokenLoss": {"values": (1.0, 2.0)},
+    "EasyLLPLoss": {"prior": 0.3},
+}
+
+
 def test_every_loss_is_exported_with_its_module() -> None:
     made = {module.function.__name__ for module in MODULES if module is not LossModule}
     assert made == set(LOSSES)
@@ -231,9 +241,10 @@ def test_module_survives_pickle_and_says_its_name(made: type[LossModule]) -> Non
     if made is LossModule:
         return
     assert getattr(sys.modules[made.__module__], made.__name__) is made
-    module = made()
+    options = REQUIRED.get(made.__name__, {})
+    module = made(**options)
     assert type(pickle.loads(pickle.dumps(module))) is made
-    assert repr(copy.deepcopy(module)) == f"{made.__name__}()"
+    assert repr(copy.deepcopy(module)) == f"{made.__name__}({', '.join(f'{k}={v}' for k, v in options.items())})"
 
 
 @each(ALL)

@@ -13,7 +13,7 @@ from theodolite.losses.contract import Reduction, over_classes
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("classes")
+@loss("classes", scale="(0, ∞)", margin="[0, ∞)")
 def angular_margin(
     cosines: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -59,7 +59,7 @@ def angular_margin(
 AngularMarginLoss = module_of(angular_margin, "AngularMarginLoss")
 
 
-@loss("classes")
+@loss("classes", gamma="(0, ∞)", margin="(−∞, ∞)")
 def circle_classes(
     cosines: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],

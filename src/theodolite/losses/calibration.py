@@ -12,7 +12,7 @@ from theodolite.losses.numerics import capped_exp
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("other")
+@loss("other", window="[1, ∞)", tolerance="[0, ∞)", bins="[1, ∞)")
 def h_calibration(
     probabilities: Float[Tensor, "b c"],
     target: Int[Tensor, " b"],
@@ -107,7 +107,7 @@ def correctness_aware(
 CorrectnessAwareLoss = module_of(correctness_aware, "CorrectnessAwareLoss")
 
 
-@loss("other")
+@loss("other", cost="(0, 1)", alpha="(0, ∞)", beta="(0, ∞)")
 def reject_surrogate(
     scores: Float[Tensor, " b"],
     correct: Bool[Tensor, " b"],

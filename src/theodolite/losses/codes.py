@@ -15,7 +15,7 @@ from theodolite.losses.registry import loss, module_of
 from theodolite.losses.tiles import unit_rows
 
 
-@loss("other")
+@loss("other", lam="[0, ∞)", power="(0, ∞)")
 def mean_field_contrastive(
     embeddings: Float[Tensor, "b k"],
     fields: Float[Tensor, "c k"],
@@ -61,7 +61,7 @@ def mean_field_contrastive(
 MeanFieldContrastiveLoss = module_of(mean_field_contrastive, "MeanFieldContrastiveLoss")
 
 
-@loss("other")
+@loss("other", alpha="(0, ∞)", beta="(0, ∞)", lam="[0, ∞)", power="(0, ∞)")
 def mean_field_multi_similarity(
     embeddings: Float[Tensor, "b k"],
     fields: Float[Tensor, "c k"],
@@ -122,7 +122,7 @@ def mean_field_multi_similarity(
 MeanFieldMultiSimilarityLoss = module_of(mean_field_multi_similarity, "MeanFieldMultiSimilarityLoss")
 
 
-@loss("embeddings")
+@loss("embeddings", lam="[0, ∞)")
 def submodular(
     embeddings: Float[Tensor, "b k"],
     labels: Int[Tensor, " b"],
@@ -179,7 +179,7 @@ def set_value(
 SubmodularLoss = module_of(submodular, "SubmodularLoss")
 
 
-@loss("other")
+@loss("other", hardest="[1, ∞)", steepness="(0, ∞)", lam="[0, 1)")
 def group_ordering(
     anchor: Float[Tensor, "b k"],
     positives: Float[Tensor, "b p k"],

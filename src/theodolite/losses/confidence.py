@@ -16,7 +16,7 @@ from theodolite.losses.registry import loss, module_of
 from theodolite.losses.through_ce import gradient_from, hessian_from, of_cross_entropy, true_and_rest
 
 
-@loss("classes")
+@loss("classes", gamma="[0, ∞)")
 def focal(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -61,7 +61,7 @@ focal_grad, focal_hess = gradient_from(_focal_slopes), hessian_from(_focal_slope
 FocalLoss = module_of(focal, "FocalLoss")
 
 
-@loss("classes")
+@loss("classes", gamma="[0, ∞)")
 def dual_focal(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -156,7 +156,7 @@ poly_grad, poly_hess = gradient_from(_poly_slopes), hessian_from(_poly_slopes)
 PolyLoss = module_of(poly, "PolyLoss")
 
 
-@loss("classes")
+@loss("classes", epsilon="(−∞, ∞)", gamma="[0, ∞)")
 def poly_focal(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -207,7 +207,7 @@ poly_focal_grad, poly_focal_hess = gradient_from(_poly_focal_slopes), hessian_fr
 PolyFocalLoss = module_of(poly_focal, "PolyFocalLoss")
 
 
-@loss("classes")
+@loss("classes", tau="[0, ∞)")
 def comp_sum(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -268,7 +268,7 @@ comp_sum_grad, comp_sum_hess = gradient_from(_comp_sum_slopes), hessian_from(_co
 CompSumLoss = module_of(comp_sum, "CompSumLoss")
 
 
-@loss("classes")
+@loss("classes", samples="[1, ∞)")
 def dco(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -307,7 +307,7 @@ def dco(
     return of_cross_entropy(phi, logits, target, weight=weight, ignore_index=ignore_index, reduction=reduction)
 
 
-@loss("other")
+@loss("other", samples="[1, ∞)")
 def dco_sequence(
     log_prob: Float[Tensor, " b"], *, samples: int = 16, reduction: Reduction = "mean"
 ) -> Float[Tensor, "..."]:

@@ -60,7 +60,7 @@ def cohen_kappa(tp: Counts, fn: Counts, fp: Counts, tn: Counts) -> Counts:
     return _ratio(_ratio(tp + tn, total) - chance, 1 - chance)
 
 
-@loss("labels")
+@loss("labels", sharpness="(0, ∞)")
 def any_loss(
     probabilities: Float[Tensor, "*b"],
     labels: Float[Tensor, "*b"],

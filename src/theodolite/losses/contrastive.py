@@ -16,7 +16,7 @@ from theodolite.losses.tiles import at_full_precision, log_normalizers, softplus
 LOG_TEN = math.log(10.0)
 
 
-@loss("views", coupled=True)
+@loss("views", coupled=True, temperature="(0, ∞)", tile="[1, ∞)")
 def info_nce(
     u: Float[Tensor, "b k"],
     v: Float[Tensor, "b k"],
@@ -67,7 +67,7 @@ def _paired(u: Tensor, v: Tensor, scale: float | Tensor, symmetric: bool, tile: 
 InfoNCELoss = module_of(info_nce, "InfoNCELoss")
 
 
-@loss("other", coupled=True)
+@loss("other", coupled=True, max_scale="(0, ∞)", tile="[1, ∞)")
 def clip(
     image: Float[Tensor, "b k"],
     text: Float[Tensor, "b k"],
@@ -107,7 +107,7 @@ def clip(
 CLIPLoss = module_of(clip, "CLIPLoss")
 
 
-@loss("views", coupled=True)
+@loss("views", coupled=True, temperature="(0, ∞)", tile="[1, ∞)")
 def nt_xent(
     u: Float[Tensor, "b k"],
     v: Float[Tensor, "b k"],
@@ -146,7 +146,7 @@ def nt_xent(
 NTXentLoss = module_of(nt_xent, "NTXentLoss")
 
 
-@loss("views")
+@loss("views", log_scale="(−∞, ∞)", bias="(−∞, ∞)", tile="[1, ∞)")
 def siglip(
     u: Float[Tensor, "b k"],
     v: Float[Tensor, "b k"],

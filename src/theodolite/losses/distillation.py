@@ -12,7 +12,7 @@ from theodolite.losses.numerics import safe_norm, unit
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("other")
+@loss("other", temperature="(0, ∞)")
 def kd(
     student: Float[Tensor, "b c"],
     teacher: Float[Tensor, "b c"],
@@ -53,7 +53,7 @@ def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
 KDLoss = module_of(kd, "KDLoss")
 
 
-@loss("other")
+@loss("other", temperature="(0, ∞)", lam="[0, ∞)")
 def trajectory(
     logits: Float[Tensor, "b c"],
     past: Float[Tensor, "b c"],

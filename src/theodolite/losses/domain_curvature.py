@@ -11,7 +11,7 @@ from theodolite.losses.invariance import head_gradients, head_hvp
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("other")
+@loss("other", alpha="[0, ∞)", beta="[0, ∞)", probes="[1, ∞)")
 def hutchinson_align(
     features: Float[Tensor, "e b k"],
     logits: Float[Tensor, "e b c"],

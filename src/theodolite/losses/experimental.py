@@ -11,7 +11,7 @@ from theodolite.losses.registry import loss, module_of
 from theodolite.losses.segmentation import tversky
 
 
-@loss("masks")
+@loss("masks", lam="[0, ∞)", alpha="[0, 1]", gamma="(0, ∞)")
 def projected_tversky(
     prediction: Float[Tensor, "b c *d"],
     target: Float[Tensor, "b c *d"],
@@ -53,7 +53,7 @@ def projected_tversky(
 ProjectedTverskyLoss = module_of(projected_tversky, "ProjectedTverskyLoss")
 
 
-@loss("values")
+@loss("values", eps="[0, ∞)")
 def log_square(
     prediction: Float[Tensor, "*b"], target: Float[Tensor, "*b"], *, eps: float = 1e-6, reduction: Reduction = "mean"
 ) -> Float[Tensor, "..."]:

@@ -14,7 +14,7 @@ from theodolite.losses.registry import loss, module_of
 from theodolite.losses.tiles import unit_rows
 
 
-@loss("other")
+@loss("other", scale="(0, ∞)", margin="(−∞, ∞)")
 def orthohash(
     features: Float[Tensor, "b k"],
     codes: Float[Tensor, "c k"],

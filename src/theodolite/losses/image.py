@@ -16,7 +16,7 @@ from theodolite.losses.registry import loss, module_of
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
-@loss("other")
+@loss("other", span="(0, ∞)")
 def ms_ssim(
     x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"], *, span: float = 1.0, reduction: Reduction = "mean"
 ) -> Float[Tensor, "..."]:

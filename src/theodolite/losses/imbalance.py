@@ -10,17 +10,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from theodolite.losses.checks import Counts, Interval, class_counts, class_targets
 from theodolite.losses.contract import Reduction, smoothed_cross_entropy, widened
 from theodolite.losses.hessian import OutputHessian
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("classes")
+@loss("classes", counts=class_counts, max_margin="[0, ∞)", scale="(0, ∞)", label_smoothing="[0, 1]")
 def ldam(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
     *,
-    counts: Float[Tensor, " c"] | Int[Tensor, " c"],
+    counts: Counts,
     max_margin: float = 0.5,
     scale: float = 30.0,
     label_smoothing: float = 0.0,
@@ -62,9 +63,15 @@ def ldam(
     )
 
 
-def ldam_margins(counts: Float[Tensor, " c"] | Int[Tensor, " c"], *, max_margin: float = 0.5) -> Float[Tensor, " c"]:
-    """Return the margin of each class, ∝ n^{−1/4} with the largest equal to ``max_margin``."""
-    raw = counts.to(torch.get_default_dtype() if not counts.is_floating_point() else counts.dtype) ** -0.25
+def ldam_margins(counts: Counts, *, max_margin: float = 0.5) -> Float[Tensor, " c"]:
+    """Return the margin of each class, ∝ n^{−1/4} with the largest equal to ``max_margin``.
+
+    Raises:
+        ValueError: a class has no example; its margin would take that of all others.
+    """
+    class_counts("ldam_margins", "counts", counts)
+    given = torch.as_tensor(counts)
+    raw = given.to(given.dtype if given.is_floating_point() else torch.get_default_dtype()) ** -0.25
     return max_margin * raw / raw.max()
 
 
@@ -72,7 +79,7 @@ def ldam_grad(
     logits: Float[Tensor, "n c"],
     target: Int[Tensor, " n"],
     *,
-    counts: Float[Tensor, " c"] | Int[Tensor, " c"],
+    counts: Counts,
     max_margin: float = 0.5,
     scale: float = 30.0,
 ) -> Float[Tensor, "n c"]:
@@ -85,7 +92,7 @@ def ldam_hess(
     logits: Float[Tensor, "n c"],
     target: Int[Tensor, " n"],
     *,
-    counts: Float[Tensor, " c"] | Int[Tensor, " c"],
+    counts: Counts,
     max_margin: float = 0.5,
     scale: float = 30.0,
 ) -> OutputHessian:
@@ -96,22 +103,25 @@ def ldam_hess(
 
 def _less_margin(logits: Tensor, target: Tensor, margins: Tensor, ignore_index: int) -> Tensor:
     classes = torch.where(target == ignore_index, 0, target)[:, None]
-    margin = margins.to(logits.dtype)[classes]
+    margin = margins.to(logits)[classes]
     return logits.scatter_add(1, classes, -margin)
 
 
 LDAMLoss = module_of(ldam, "LDAMLoss")
 
 
-def drw_weights(counts: Float[Tensor, " c"] | Int[Tensor, " c"], *, beta: float = 0.9999) -> Float[Tensor, " c"]:
+def drw_weights(counts: Counts, *, beta: float = 0.9999) -> Float[Tensor, " c"]:
     """Return class weights ∝ (1 − β)/(1 − β^n), the inverse effective number of examples, with sum C.
 
     Args:
         counts: training examples of each class.
-        beta: 0 gives equal weights, towards 1 inverse frequencies.
+        beta: in [0, 1]; 0 gives equal weights, 1 inverse frequencies.
 
     Returns:
         Weights, to be set once training is in its last phase (deferred re-weighting).
+
+    Raises:
+        ValueError: a class has no example, or β is outside [0, 1].
 
     Example:
         >>> drw_weights(torch.tensor([1, 1]))
@@ -121,19 +131,22 @@ def drw_weights(counts: Float[Tensor, " c"] | Int[Tensor, " c"], *, beta: float 
         Cui et al. 2019, "Class-Balanced Loss Based on Effective Number of Samples"; Cao et al. 2019, "Learning
         Imbalanced Datasets with Label-Distribution-Aware Margin Loss".
     """
+    class_counts("drw_weights", "counts", counts)
+    Interval("[0, 1]")("drw_weights", "beta", beta)
+    given = torch.as_tensor(counts)
     if beta == 0:
-        return torch.ones(len(counts), device=counts.device)
-    effective = -torch.expm1(counts.double() * math.log(beta))
-    weights = (1 - beta) / effective
-    return (weights * len(counts) / weights.sum()).to(torch.get_default_dtype())
+        return torch.ones(len(given), device=given.device)
+    effective = given.double() if beta == 1 else -torch.expm1(given.double() * math.log(beta))
+    weights = 1 / effective
+    return (weights * len(given) / weights.sum()).to(torch.get_default_dtype())
 
 
-@loss("classes")
+@loss("classes", counts=class_counts, gamma="(−∞, ∞)", tau="(−∞, ∞)", label_smoothing="[0, 1]")
 def vs_loss(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
     *,
-    counts: Float[Tensor, " c"] | Int[Tensor, " c"],
+    counts: Counts,
     gamma: float = 0.15,
     tau: float = 1.25,
     label_smoothing: float = 0.0,
@@ -179,7 +192,7 @@ def vs_loss_grad(
     logits: Float[Tensor, "n c"],
     target: Int[Tensor, " n"],
     *,
-    counts: Float[Tensor, " c"] | Int[Tensor, " c"],
+    counts: Counts,
     gamma: float = 0.15,
     tau: float = 1.25,
 ) -> Float[Tensor, "n c"]:
@@ -192,7 +205,7 @@ def vs_loss_hess(
     logits: Float[Tensor, "n c"],
     target: Int[Tensor, " n"],
     *,
-    counts: Float[Tensor, " c"] | Int[Tensor, " c"],
+    counts: Counts,
     gamma: float = 0.15,
     tau: float = 1.25,
 ) -> OutputHessian:
@@ -202,8 +215,8 @@ def vs_loss_hess(
     return OutputHessian(delta**2 * p, (delta * p)[:, None], -torch.ones_like(p[:, :1]))
 
 
-def _rescaled(logits: Tensor, counts: Tensor, gamma: float, tau: float) -> tuple[Tensor, Tensor]:
-    counted = counts.to(logits.dtype)
+def _rescaled(logits: Tensor, counts: Counts, gamma: float, tau: float) -> tuple[Tensor, Tensor]:
+    counted = torch.as_tensor(counts, dtype=logits.dtype, device=logits.device)
     delta = ((counted / counted.max()) ** gamma).reshape(-1, *[1] * (logits.ndim - 2))
     offset = (tau * torch.log(counted / counted.sum())).reshape(delta.shape)
     return torch.addcmul(offset, delta, logits), delta
@@ -212,7 +225,7 @@ def _rescaled(logits: Tensor, counts: Tensor, gamma: float, tau: float) -> tuple
 VSLoss = module_of(vs_loss, "VSLoss")
 
 
-@loss("other")
+@loss("other", alpha="[0, ∞)", beta="[0, ∞)")
 def density_normalised_edge(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -246,6 +259,7 @@ def density_normalised_edge(
     References:
         Knyazev et al. 2020, "Graph Density-Aware Losses for Novel Compositions in Scene Graph Generation".
     """
+    class_targets("density_normalised_edge", logits, target, ignore_index=ignore_index)
     single = smoothed_cross_entropy(
         logits, target, weight=weight, ignore_index=ignore_index, label_smoothing=0.0, reduction="none"
     )
@@ -257,12 +271,12 @@ def density_normalised_edge(
 DensityNormalisedEdgeLoss = module_of(density_normalised_edge, "DensityNormalisedEdgeLoss")
 
 
-@loss("other")
+@loss("other", counts=class_counts, utility_weight="[0, ∞)", max_margin="[0, ∞)", scale="(0, ∞)", log_floor="(−∞, 0]")
 def integrated_risk(
     logits: Float[Tensor, "k b c"],
     target: Int[Tensor, " b"],
     *,
-    counts: Float[Tensor, " c"] | Int[Tensor, " c"],
+    counts: Counts,
     utility: Float[Tensor, "c c"] | None = None,
     class_weights: Float[Tensor, " c"] | None = None,
     utility_weight: float = 500.0,
@@ -325,12 +339,11 @@ def ensemble_repulsion(heads: Float[Tensor, "k n"], *, epoch: int, decay: float 
     return -0.5 * math.exp(-epoch / decay) * torch.log(heads.var(0) + 1e-12).mean()
 
 
-def tail_sensitive_utility(
-    counts: Float[Tensor, " c"] | Int[Tensor, " c"], *, cost: float = -0.1
-) -> Float[Tensor, "c c"]:
+def tail_sensitive_utility(counts: Counts, *, cost: float = -0.1) -> Float[Tensor, "c c"]:
     """Return U(y, c): 1 where right, ``cost`` where a class is mistaken for a more frequent one, else 0."""
-    more_frequent = (counts[None, :] > counts[:, None]).to(torch.get_default_dtype())
-    return torch.eye(len(counts), device=counts.device) + cost * more_frequent
+    given = torch.as_tensor(counts)
+    more_frequent = (given[None, :] > given[:, None]).to(torch.get_default_dtype())
+    return torch.eye(len(given), device=given.device) + cost * more_frequent
 
 
 def utility_decision(probabilities: Float[Tensor, "b c"], utility: Float[Tensor, "c a"]) -> Int[Tensor, " b"]:

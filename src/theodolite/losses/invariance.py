@@ -44,7 +44,7 @@ def irm_v1(logits: Float[Tensor, "e b c"], target: Int[Tensor, "e b"], *, unbias
 IRMv1Penalty = module_of(irm_v1, "IRMv1Penalty")
 
 
-@loss("other")
+@loss("other", ridge="[0, ∞)")
 def irm_v2(
     features: Float[Tensor, "e b k"],
     weights: Float[Tensor, " k"],
@@ -87,7 +87,7 @@ def irm_v2(
 IRMv2Penalty = module_of(irm_v2, "IRMv2Penalty")
 
 
-@loss("other")
+@loss("other", beta="[0, ∞)")
 def v_rex(risks: Float[Tensor, " e"], *, beta: float = 10.0) -> Float[Tensor, ""]:
     """Mean risk plus β times the variance of the risks over environments.
 
@@ -151,7 +151,7 @@ def head_gradients(
     return torch.cat([outer.flatten(2), residual], 2)
 
 
-@loss("other")
+@loss("other", alpha="[0, ∞)", beta="[0, ∞)")
 def hessian_align(
     features: Float[Tensor, "e b k"],
     logits: Float[Tensor, "e b c"],

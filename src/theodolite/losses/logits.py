@@ -16,7 +16,7 @@ from theodolite.losses.registry import loss, module_of
 from theodolite.losses.through_ce import residuals
 
 
-@loss("classes")
+@loss("classes", a="(0, ∞)", b="(−∞, ∞)")
 def z_loss_spherical(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -98,7 +98,7 @@ def _standardised(rows: Tensor) -> tuple[Tensor, Tensor]:
 ZLossSpherical = module_of(z_loss_spherical, "ZLossSpherical")
 
 
-@loss("classes")
+@loss("classes", alpha="[0, ∞)")
 def aux_log_z2(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -203,7 +203,7 @@ def squentropy_hess(logits: Float[Tensor, "n c"], target: Int[Tensor, " n"]) -> 
 SquentropyLoss = module_of(squentropy, "SquentropyLoss")
 
 
-@loss("other")
+@loss("other", exponent="(0, ∞)")
 def harmonic(
     features: Float[Tensor, "b k"],
     prototypes: Float[Tensor, "c k"],

@@ -14,7 +14,7 @@ from theodolite.losses.hessian import OutputHessian
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("classes")
+@loss("classes", margin="[0, ∞)")
 def crammer_singer(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -54,7 +54,7 @@ def crammer_singer(
 CrammerSingerLoss = module_of(crammer_singer, "CrammerSingerLoss")
 
 
-@loss("values")
+@loss("values", power="[1, ∞)")
 def hinge(
     scores: Float[Tensor, "*b"], signs: Float[Tensor, "*b"], *, power: float = 1.0, reduction: Reduction = "mean"
 ) -> Float[Tensor, "..."]:
@@ -82,7 +82,7 @@ def hinge(
 HingeLoss = module_of(hinge, "HingeLoss")
 
 
-@loss("classes")
+@loss("classes", lam="(0, ∞)", margin="(−∞, ∞)")
 def ldr_kl(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],

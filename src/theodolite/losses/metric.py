@@ -16,7 +16,7 @@ from theodolite.losses.registry import loss, module_of
 from theodolite.losses.tiles import unit_rows
 
 
-@loss("embeddings")
+@loss("embeddings", margin="[0, ∞)")
 def triplet(
     embeddings: Float[Tensor, "b k"],
     labels: Int[Tensor, " b"],
@@ -74,7 +74,7 @@ def _hinge(gap: Tensor, margin: float | None) -> Tensor:
 TripletLoss = module_of(triplet, "TripletLoss")
 
 
-@loss("embeddings")
+@loss("embeddings", gamma="(0, ∞)", margin="(−∞, ∞)")
 def circle(
     embeddings: Float[Tensor, "b k"],
     labels: Int[Tensor, " b"],
@@ -125,7 +125,7 @@ def _joint_softplus(up: Tensor, down: Tensor, positive: Tensor, negative: Tensor
 CircleLoss = module_of(circle, "CircleLoss")
 
 
-@loss("embeddings")
+@loss("embeddings", alpha="(0, ∞)", beta="(0, ∞)", threshold="(−∞, ∞)", epsilon="(−∞, ∞)")
 def multi_similarity(
     embeddings: Float[Tensor, "b k"],
     labels: Int[Tensor, " b"],
@@ -180,7 +180,7 @@ def _soft_count(exponents: Tensor, kept: Tensor) -> Tensor:
 MultiSimilarityLoss = module_of(multi_similarity, "MultiSimilarityLoss")
 
 
-@loss("other")
+@loss("other", margin="[−1, 1]")
 def ccl(
     user: Float[Tensor, "b k"],
     positive: Float[Tensor, "b k"],
@@ -219,7 +219,7 @@ def ccl(
 CCLLoss = module_of(ccl, "CCLLoss")
 
 
-@loss("other")
+@loss("other", margin="[0, ∞)")
 def proto_triplet(
     query: Float[Tensor, "b k"],
     prototypes: Float[Tensor, "c k"],
@@ -257,7 +257,7 @@ def proto_triplet(
 ProtoTripletLoss = module_of(proto_triplet, "ProtoTripletLoss")
 
 
-@loss("other")
+@loss("other", margin="[0, ∞)")
 def pair_contrastive(
     u: Float[Tensor, "b k"],
     v: Float[Tensor, "b k"],

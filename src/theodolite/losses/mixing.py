@@ -11,7 +11,7 @@ from theodolite.losses.registry import loss, module_of
 from theodolite.losses.tiles import at_full_precision, unit_rows
 
 
-@loss("other", coupled=True)
+@loss("other", coupled=True, scale="(0, ∞)", margin="(−∞, ∞)")
 def unified_negatives(
     embeddings: Float[Tensor, "b k"],
     prototypes: Float[Tensor, "c k"],
@@ -70,7 +70,7 @@ def _within_whiskers(values: Tensor) -> Tensor:
 UnifiedNegativesLoss = module_of(unified_negatives, "UnifiedNegativesLoss")
 
 
-@loss("other", coupled=True)
+@loss("other", coupled=True, temperature="(0, ∞)")
 def mixup_contrastive(
     mixed: Float[Tensor, "b k"],
     views: Float[Tensor, "b k"],

@@ -15,7 +15,7 @@ from theodolite.losses.registry import loss, module_of
 Surrogate = Callable[[Tensor], Tensor]
 
 
-@loss("labels")
+@loss("labels", gamma="[0, ∞)", alpha="[0, 1]")
 def sigmoid_focal(
     logits: Float[Tensor, "*b"],
     labels: Float[Tensor, "*b"],
@@ -54,7 +54,7 @@ def sigmoid_focal(
 SigmoidFocalLoss = module_of(sigmoid_focal, "SigmoidFocalLoss")
 
 
-@loss("labels")
+@loss("labels", gamma_pos="[0, ∞)", gamma_neg="[0, ∞)", clip="[0, 1)")
 def asymmetric(
     logits: Float[Tensor, "b l"],
     labels: Float[Tensor, "b l"],
@@ -109,7 +109,7 @@ def _power(base: Tensor, exponent: float) -> Tensor:
 AsymmetricLoss = module_of(asymmetric, "AsymmetricLoss")
 
 
-@loss("classes")
+@loss("classes", gamma_pos="[0, ∞)", gamma_neg="[0, ∞)", label_smoothing="[0, 1]")
 def asymmetric_single_label(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],

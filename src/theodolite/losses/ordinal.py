@@ -76,7 +76,7 @@ def homogeneity(
 HomogeneityLoss = module_of(homogeneity, "HomogeneityLoss")
 
 
-@loss("other")
+@loss("other", temperature="(0, ∞)")
 def surrogate_pull(
     features: Float[Tensor, "b k"],
     bins: Int[Tensor, " b"],

@@ -10,7 +10,7 @@ from theodolite.losses.contract import Reduction, reduced, widened
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("pairs")
+@loss("pairs", beta="(0, ∞)", label_smoothing="[0, 1]")
 def dpo(
     chosen: Float[Tensor, " b"],
     rejected: Float[Tensor, " b"],
@@ -58,7 +58,7 @@ def _smoothed(margin: Tensor, epsilon: float) -> Tensor:
 DPOLoss = module_of(dpo, "DPOLoss")
 
 
-@loss("pairs")
+@loss("pairs", beta="(0, ∞)", flip_rate="[0, 0.5)")
 def robust_dpo(
     chosen: Float[Tensor, " b"],
     rejected: Float[Tensor, " b"],
@@ -106,7 +106,7 @@ def robust_dpo(
 RobustDPOLoss = module_of(robust_dpo, "RobustDPOLoss")
 
 
-@loss("pairs")
+@loss("pairs", beta="(0, ∞)")
 def ipo(
     chosen: Float[Tensor, " b"],
     rejected: Float[Tensor, " b"],
@@ -154,7 +154,7 @@ def ipo(
 IPOLoss = module_of(ipo, "IPOLoss")
 
 
-@loss("pairs")
+@loss("pairs", beta="(0, ∞)", eta="[0, ∞)")
 def rpo(
     chosen: Float[Tensor, " b"],
     rejected: Float[Tensor, " b"],

@@ -12,7 +12,7 @@ from theodolite.losses.numerics import log1mexp
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("other")
+@loss("other", beta="(0, ∞)", gamma="(−∞, ∞)")
 def simpo(
     chosen: Float[Tensor, " b"],
     rejected: Float[Tensor, " b"],
@@ -51,7 +51,7 @@ def simpo(
 SimPOLoss = module_of(simpo, "SimPOLoss")
 
 
-@loss("other")
+@loss("other", lam="[0, ∞)")
 def orpo(
     chosen: Float[Tensor, " b"],
     rejected: Float[Tensor, " b"],
@@ -96,7 +96,7 @@ def _log_odds(log_p: Tensor) -> Tensor:
 ORPOLoss = module_of(orpo, "ORPOLoss")
 
 
-@loss("other")
+@loss("other", beta="(0, ∞)", alpha="[0, ∞)")
 def cpo(
     chosen: Float[Tensor, " b"],
     rejected: Float[Tensor, " b"],
@@ -136,7 +136,7 @@ def cpo(
 CPOLoss = module_of(cpo, "CPOLoss")
 
 
-@loss("other")
+@loss("other", eta="(0, ∞)")
 def sppo(
     log_prob: Float[Tensor, " b"],
     log_prob_before: Float[Tensor, " b"],

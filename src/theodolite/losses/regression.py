@@ -45,7 +45,7 @@ def log_cosh(
 LogCoshLoss = module_of(log_cosh, "LogCoshLoss")
 
 
-@loss("values")
+@loss("values", q="(0, 1)")
 def quantile(
     prediction: Float[Tensor, "*b"], target: Float[Tensor, "*b"], *, q: float = 0.5, reduction: Reduction = "mean"
 ) -> Float[Tensor, "..."]:
@@ -74,7 +74,7 @@ def quantile(
 QuantileLoss = module_of(quantile, "QuantileLoss")
 
 
-@loss("values")
+@loss("values", eps="(0, ∞)")
 def charbonnier(
     prediction: Float[Tensor, "*b"], target: Float[Tensor, "*b"], *, eps: float = 1e-3, reduction: Reduction = "mean"
 ) -> Float[Tensor, "..."]:
@@ -130,7 +130,7 @@ def squared_log_error(
 SquaredLogErrorLoss = module_of(squared_log_error, "SquaredLogErrorLoss")
 
 
-@loss("values")
+@loss("values", eps="[0, ∞)")
 def percentage_error(
     prediction: Float[Tensor, "*b"], target: Float[Tensor, "*b"], *, eps: float = 1e-8, reduction: Reduction = "mean"
 ) -> Float[Tensor, "..."]:

@@ -15,7 +15,7 @@ from theodolite.losses.registry import loss, module_of
 from theodolite.losses.tiles import at_full_precision, unit_rows
 
 
-@loss("views")
+@loss("views", alpha="(0, ∞)")
 def alignment(
     u: Float[Tensor, "b k"], v: Float[Tensor, "b k"], *, alpha: float = 2.0, reduction: Reduction = "mean"
 ) -> Float[Tensor, "..."]:
@@ -47,7 +47,7 @@ def alignment(
 AlignmentLoss = module_of(alignment, "AlignmentLoss")
 
 
-@loss("other")
+@loss("other", t="(0, ∞)")
 def uniformity(u: Float[Tensor, "b k"], *, t: float = 2.0) -> Float[Tensor, ""]:
     """Log of the mean Gaussian potential of pairs of unit embeddings: 0 at collapse, −4t for an antipodal pair.
 
@@ -75,7 +75,7 @@ def uniformity(u: Float[Tensor, "b k"], *, t: float = 2.0) -> Float[Tensor, ""]:
 UniformityLoss = module_of(uniformity, "UniformityLoss")
 
 
-@loss("other", coupled=True)
+@loss("other", coupled=True, eps="[0, ∞)")
 def koleo(u: Float[Tensor, "b k"], *, eps: float = 1e-8, reduction: Reduction = "mean") -> Float[Tensor, "..."]:
     """−log of the distance of each unit embedding to its nearest neighbour: spreads them evenly.
 
@@ -103,7 +103,7 @@ def koleo(u: Float[Tensor, "b k"], *, eps: float = 1e-8, reduction: Reduction = 
 KoLeoLoss = module_of(koleo, "KoLeoLoss")
 
 
-@loss("other")
+@loss("other", temperature="(0, ∞)", margin="[0, ∞)")
 def dispersive(
     features: Float[Tensor, "b *d"],
     *,
@@ -151,7 +151,7 @@ def dispersive(
 DispersiveLoss = module_of(dispersive, "DispersiveLoss")
 
 
-@loss("views")
+@loss("views", iterations="[1, ∞)", trace_weight="(−∞, ∞)")
 def intl(
     u: Float[Tensor, "b k"],
     v: Float[Tensor, "b k"],
@@ -202,7 +202,7 @@ def whitened(z: Float[Tensor, "b k"], *, iterations: int) -> Float[Tensor, "b k"
 INTLLoss = module_of(intl, "INTLLoss")
 
 
-@loss("other")
+@loss("other", debias="[0, 1]")
 def icon(
     supervision: Float[Tensor, "b n"],
     log_q: Float[Tensor, "b n"],
@@ -270,7 +270,7 @@ def log_neighbours(
     return log_q.masked_fill(own, -math.inf)
 
 
-@loss("other")
+@loss("other", rho="[0, ∞)")
 def isogclr(
     scores: Float[Tensor, "b n"],
     positives: Float[Tensor, " b"],

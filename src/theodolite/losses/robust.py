@@ -15,7 +15,7 @@ from theodolite.losses.registry import loss, module_of
 from theodolite.losses.through_ce import gradient_from, hessian_from, of_cross_entropy
 
 
-@loss("classes")
+@loss("classes", q="(0, 1]")
 def gce(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -100,7 +100,7 @@ mae_grad, mae_hess = gradient_from(_mae_slopes), hessian_from(_mae_slopes)
 MAELoss = module_of(mae, "MAELoss")
 
 
-@loss("classes")
+@loss("classes", log_zero="(−∞, 0)")
 def rce(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -143,7 +143,7 @@ rce_grad, rce_hess = gradient_from(_rce_slopes), hessian_from(_rce_slopes)
 RCELoss = module_of(rce, "RCELoss")
 
 
-@loss("classes")
+@loss("classes", alpha="[0, ∞)", beta="[0, ∞)", log_zero="(−∞, 0)")
 def sce(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -193,7 +193,7 @@ sce_grad, sce_hess = gradient_from(_sce_slopes), hessian_from(_sce_slopes)
 SCELoss = module_of(sce, "SCELoss")
 
 
-@loss("classes")
+@loss("classes", a="(0, ∞)", q="(0, ∞)")
 def agce(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -240,7 +240,7 @@ agce_grad, agce_hess = gradient_from(_agce_slopes), hessian_from(_agce_slopes)
 AGCELoss = module_of(agce, "AGCELoss")
 
 
-@loss("classes")
+@loss("classes", a="(1, ∞)", q="(0, ∞)")
 def aul(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -324,7 +324,7 @@ def nce(
 NCELoss = module_of(nce, "NCELoss")
 
 
-@loss("classes")
+@loss("classes", label_share="(0, 1)")
 def js(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],

@@ -14,7 +14,7 @@ from theodolite.losses.registry import loss, module_of
 Over = Literal["batch", "sample"]
 
 
-@loss("masks")
+@loss("masks", smooth="[0, ∞)")
 def dice(
     prediction: Float[Tensor, "b c *d"],
     target: Float[Tensor, "b c *d"],
@@ -64,7 +64,7 @@ def _overlap(numerator: Tensor, denominator: Tensor) -> Tensor:
 DiceLoss = module_of(dice, "DiceLoss")
 
 
-@loss("masks")
+@loss("masks", alpha="[0, ∞)", beta="[0, ∞)", gamma="(0, ∞)", smooth="[0, ∞)")
 def tversky(
     prediction: Float[Tensor, "b c *d"],
     target: Float[Tensor, "b c *d"],
@@ -111,7 +111,7 @@ def tversky(
 TverskyLoss = module_of(tversky, "TverskyLoss")
 
 
-@loss("masks")
+@loss("masks", alpha="[0, ∞)", smooth="[0, ∞)")
 def self_adjusting_dice(
     prediction: Float[Tensor, "b c *d"],
     target: Float[Tensor, "b c *d"],
@@ -153,7 +153,7 @@ def simpson_bias(prediction: Float[Tensor, "b c *d"], target: Float[Tensor, "b c
     return dice(prediction, target, smooth=0.0, over="sample") - whole
 
 
-@loss("masks")
+@loss("masks", alpha="[0, ∞)", beta="[0, ∞)", smooth="[0, ∞)")
 def jaccard_metric(
     prediction: Float[Tensor, "b c *d"],
     target: Float[Tensor, "b c *d"],

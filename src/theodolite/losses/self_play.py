@@ -14,7 +14,7 @@ from theodolite.losses.preference_free import sppo
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("other")
+@loss("other", eta="(0, ∞)", forward="[0, ∞)", reverse="[0, ∞)")
 def rspo(
     log_prob: Float[Tensor, " b"],
     log_prob_before: Float[Tensor, " b"],

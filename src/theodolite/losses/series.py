@@ -14,7 +14,7 @@ from theodolite.losses.numerics import safe_sqrt
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("values")
+@loss("values", sharpness="(0, ∞)")
 def directional(
     prediction: Float[Tensor, "*b"],
     target: Float[Tensor, "*b"],
@@ -142,7 +142,7 @@ def stratified_batches(target: Float[Tensor, " n"], *, size: int, seed: int) -> 
     return strata.gather(1, order.to(strata.device)).T.contiguous()
 
 
-@loss("other")
+@loss("other", lam="[0, ∞)")
 def regression_by_classes(
     prediction: Float[Tensor, " b"],
     logits: Float[Tensor, "b k"],

@@ -75,7 +75,7 @@ def _exponential_series(z: Tensor, order: int) -> Tensor:
 TaylorSoftmaxCE = module_of(taylor_softmax_ce, "TaylorSoftmaxCE")
 
 
-@loss("classes")
+@loss("classes", eps="[0, ∞)")
 def spherical_softmax_ce(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],
@@ -190,7 +190,7 @@ def _threshold(rows: Tensor) -> Tensor:
     ordered = rows.sort(dim=-1, descending=True).values
     ranks = torch.arange(1, rows.shape[-1] + 1, device=rows.device, dtype=rows.dtype)
     totals = ordered.cumsum(-1)
-    size = (1 + ranks * ordered > totals).sum(-1, keepdim=True)
+    size = (1 + ranks * ordered > totals).sum(-1, keepdim=True).clamp(min=1)  # 0 of NaN, which stays NaN
     return (totals.gather(-1, size - 1) - 1) / size
 
 
@@ -209,7 +209,7 @@ def sparsemax_loss_hess(logits: Float[Tensor, "n c"], target: Int[Tensor, " n"])
 SparsemaxLoss = module_of(sparsemax_loss, "SparsemaxLoss")
 
 
-@loss("classes")
+@loss("classes", k="[1, ∞)")
 def sparse_softmax_ce(
     logits: Float[Tensor, "b c *d"],
     target: Int[Tensor, "b *d"],

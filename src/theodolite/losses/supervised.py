@@ -15,7 +15,7 @@ from theodolite.losses.registry import loss, module_of
 from theodolite.losses.tiles import at_full_precision, unit_rows
 
 
-@loss("embeddings")
+@loss("embeddings", temperature="(0, ∞)", base_temperature="(0, ∞)")
 def supcon(
     embeddings: Float[Tensor, "b k"],
     labels: Int[Tensor, " b"],

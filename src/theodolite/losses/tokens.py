@@ -15,7 +15,7 @@ from theodolite.losses.numerics import NEGLIGIBLE, log1mexp
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("other")
+@loss("other", power="(0, ∞)")
 def number_token(
     logits: Float[Tensor, "*b v"],
     labels: Int[Tensor, "*b"],
@@ -92,7 +92,7 @@ def wasserstein_1d(
     return (gap * values[order].diff()).sum(-1)
 
 
-@loss("other")
+@loss("other", k="[1, ∞]", context="[1, ∞)")
 def goldfish(
     logits: Float[Tensor, "b t v"],
     labels: Int[Tensor, "b t"],

@@ -14,7 +14,7 @@ from theodolite.losses.numerics import safe_norm
 from theodolite.losses.registry import loss, module_of
 
 
-@loss("other")
+@loss("other", p="[1, 2]", blur="(0, ∞)", steps="[1, ∞)")
 def sinkhorn_divergence(
     x: Float[Tensor, "n k"],
     y: Float[Tensor, "m k"],
@@ -110,7 +110,7 @@ def _entropic(cost: Tensor, log_a: Tensor, log_b: Tensor, epsilon: float, steps:
 SinkhornDivergence = module_of(sinkhorn_divergence, "SinkhornDivergence")
 
 
-@loss("other")
+@loss("other", gamma="(0, ∞)")
 def soft_dtw(
     x: Float[Tensor, "b n k"], y: Float[Tensor, "b m k"], *, gamma: float = 1.0, reduction: Reduction = "mean"
 ) -> Float[Tensor, "..."]:
@@ -160,7 +160,7 @@ def _shifted(values: Tensor, wall: float) -> Tensor:
 SoftDTWLoss = module_of(soft_dtw, "SoftDTWLoss")
 
 
-@loss("other")
+@loss("other", ridge="[0, ∞)", steps="[1, ∞)")
 def bures_wasserstein(
     a: Float[Tensor, "k k"], b: Float[Tensor, "k k"], *, ridge: float = 0.0, steps: int = 30
 ) -> Float[Tensor, ""]:

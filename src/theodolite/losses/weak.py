@@ -47,7 +47,7 @@ def bag_square(
 BagSquareLoss = module_of(bag_square, "BagSquareLoss")
 
 
-@loss("other")
+@loss("other", prior="(0, 1)")
 def easy_llp(
     logits: Float[Tensor, "b k"],
     proportion: Float[Tensor, " b"],
