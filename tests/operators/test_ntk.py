@@ -104,9 +104,50 @@ def test_sampled_spectrum_has_the_trace_of_the_sampled_diagonal(name: str) -> No
     assert found.eigenvalues.sum() == pytest.approx(found.trace, rel=EXACT)
     assert found.operator == "fisher"
     assert found.seed == 5
-    # A drawn matrix is not the Fisher: it has no error of its own, and claims none of 0.
-    assert np.isnan([found.trace_stderr, found.frobenius_stderr, *found.layer_trace_stderrs]).all()
-    assert str(found)
+    # A drawn matrix is not the Fisher: its errors are over draws, and none is claimed of 0.
+    assert min(found.trace_stderr, found.frobenius_stderr, found.draw_stderr[0]) > 0
+    assert np.isnan(found.layer_trace_stderrs).all()
+    assert found.trace_estimate.degrees == 2
+    assert "(draws)" in str(found)
+    once = fisher_spectrum(problem, kind="mc", draws=1, k=2)
+    assert np.isnan([once.trace_stderr, once.frobenius_stderr, *once.draw_stderr]).all()
+    assert "± ? (a single draw)" in str(once)
+    assert "take draws=8 or more" in " ".join(once.notes)
+
+
+def test_a_drawn_spectrum_of_a_sure_model_is_known_to_its_error() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+    with torch.no_grad():
+        model[2].bias.copy_(torch.tensor([12.0, 1.0, 0.5, 0.0]))
+    problem = Problem(model, nn.CrossEntropyLoss(), [(torch.randn(24, 3).double(), torch.zeros(24).long())])
+    exact = ggn_spectrum(problem, k=1)
+    found = [fisher_spectrum(problem, kind="mc", k=1, seed=seed) for seed in range(12)]
+    values = np.array([each.max for each in found])
+    errors = np.array([each.draw_stderr[0] for each in found])
+    assert values == pytest.approx(np.full(12, exact.max), rel=0.5)
+    assert 0.4 < np.sqrt((errors**2).mean()) / values.std(ddof=1) < 2.5
+    off = [(each.trace - exact.trace) / each.trace_stderr for each in found]
+    assert np.abs(off).max() < 8
+    assert np.abs(off).mean() < 2.5
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_terms_of_a_sample_set_the_scale_of_the_empirical_kind(alike: bool) -> None:
+    """T copies of a term leave the empirical kind as it is; T unrelated terms make it T times smaller than the exact one."""
+    torch.manual_seed(0)
+    inputs, terms = torch.randn(400, 3, 1).double(), 5
+    wide = inputs.expand(-1, -1, terms) if alike else torch.randn(400, 3, terms).double()
+    model = nn.Conv1d(3, 2, 1).double()
+    with torch.no_grad():
+        model.weight.zero_(), model.bias.zero_()
+    one, many = torch.randint(2, (400, 1)), torch.randint(2, (400, terms))
+    labels = one.expand(-1, terms) if alike else many
+    problem = Problem(model, nn.CrossEntropyLoss(), [(wide, labels)])
+    empirical, exact = fisher_spectrum(problem), ggn_spectrum(problem)
+    assert empirical.trace * (1 if alike else terms) == pytest.approx(exact.trace, rel=1e-8 if alike else 0.1)
+    assert "a sample has 5 terms" in " ".join(empirical.notes)
+    assert "a sample has 5 terms" in " ".join(exact.notes)
 
 
 def test_one_eigenvector_of_one_eigenvalue() -> None:

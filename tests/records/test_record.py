@@ -116,7 +116,11 @@ def test_a_spectrum_says_value_error_convergence_and_cost():
 
 def test_what_did_not_converge_is_said_loudly():
     record = spectrum(converged=np.array([True, False, True]), residuals=np.array([3e-4, 0.2, 2e-4]))
-    assert "NOT CONVERGED: 2 of 3 converged, residuals up to 0.2 > tol 0.001" in repr(record)
+    assert "NOT CONVERGED at the upper end: 2 of 3 converged, residuals up to 0.2 > tol 0.001" in repr(record)
+    both = spectrum(which="both", converged=np.array([True, True, False]), residuals=np.array([3e-4, 1e-4, 0.2]))
+    assert "NOT CONVERGED at the lower end: 2 of 3 converged, residuals up to 0.2 > tol" in repr(both)
+    small = spectrum(converged=np.array([True, True, False]), residuals=np.array([3e-4, 1e-4, 2e-4]))
+    assert "2 of 3 converged, the others have small residuals but were not told apart before the cut-off" in repr(small)
     stability = Stability(
         loss=1.0, loss_stderr=0.1, gradient_norm=1.0, sharpness=30.0, sharpness_stderr=1.0, residual=0.05, converged=False,
         tol=1e-3, preconditioned_sharpness=30.0, threshold=20.0, ratio=1.5, learning_rate=0.1, momentum=0.0,

@@ -33,6 +33,11 @@ class Fisher(ProblemOperator):
     expectation, are left out.
     ``"empirical"``: y as observed, which is no Fisher information but ``GradientCovariance``: the tokens of a sample are summed.
 
+    Where a sample has several terms in the loss (tokens, positions, elements), the kinds differ in scale. With g_it the
+    gradient of term t of sample i, W the number (or weight) of all terms and N the samples, the first two are
+    Σ_i Σ_t E[g_it g_itᵀ] / W and the last is N/W² · Σ_i (Σ_t g_it)(Σ_t g_it)ᵀ: T times smaller for T unrelated terms a sample,
+    as large where all terms of a sample have one gradient.
+
     Class weights, weights of elements and ignored positions count as in the problem: they say how often a target counts.
 
     Cost: a product takes about 1.5 to 3 gradients on kept graphs; ``"mc"`` keeps ``draws`` tensors of the size of the outputs.

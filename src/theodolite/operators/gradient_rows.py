@@ -30,6 +30,7 @@ class GradientRows:
     Attributes:
         count: number of rows.
         sample: the sample that each row belongs to, counted through all data.
+        passes: the backward pass of its chunk that each row comes from.
         scale: the matrix is ``scale`` times GᵀG.
 
     Raises:
@@ -53,6 +54,12 @@ class GradientRows:
             [
                 torch.arange(samples).repeat(passes) + sum(self._samples[:chunk])
                 for chunk, (samples, passes) in enumerate(zip(self._samples, self._passes, strict=True))
+            ]
+        )
+        self.passes: Int[Tensor, " m"] = torch.cat(
+            [
+                torch.arange(passes).repeat_interleave(samples)
+                for samples, passes in zip(self._samples, self._passes, strict=True)
             ]
         )
 

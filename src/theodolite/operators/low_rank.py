@@ -23,6 +23,8 @@ from theodolite.records.jackknife import jackknife_stderr
 # All eigenvectors of a larger Gram matrix take three times as long as all eigenvalues and the first eigenvectors do.
 FULL, FIRST = 1024, 64
 
+# Given the data, of a matrix that was not drawn.
+EXACT: dict[str, Any] = {"trace_stderr": 0.0, "frobenius_stderr": 0.0, "probes": 1}
 NAMES = {"exact": "ggn", "mc": "fisher", "empirical": "gradient covariance"}
 
 
@@ -58,7 +60,7 @@ def fisher_spectrum(
     *,
     k: int | None = None,
     kind: str = "empirical",
-    draws: int = 1,
+    draws: int = 8,
     seed: int = 0,
     vectors: bool = False,
     step: int | None = None,
@@ -66,6 +68,12 @@ def fisher_spectrum(
     """Eigenvalues of a Fisher, as many as its rows or parameters, or the largest k, through the Gram matrix of the rows.
 
     All that are not zero are among them; those beyond the rank are zero up to rounding.
+
+    The kinds differ in scale where a sample has several terms in the loss, as a sequence has tokens. With t the terms, g_it
+    their gradients, W = Σ_i T_i their number (or weight) and N the samples, ``"exact"`` is Σ_i Σ_t E[g_it g_itᵀ] / W over
+    targets that the model predicts, the GGN of the loss; ``"mc"`` the same with drawn ones; ``"empirical"`` is
+    N/W² · Σ_i (Σ_t g_it)(Σ_t g_it)ᵀ with those of the data, the covariance of samples' gradients. For T unrelated terms a
+    sample it is T times smaller, for terms with one gradient as large. A note says so.
 
     Only first derivatives are taken, so that it works with every attention kernel. What one Gram matrix tells besides is in
     the record: trace and Frobenius norm of all of the matrix, the trace of each layer, and errors from the data, jackknifed
@@ -79,7 +87,7 @@ def fisher_spectrum(
         problem: what to differentiate.
         k: how many; None for all.
         kind: ``"exact"`` for the GGN, ``"mc"`` for it in expectation, ``"empirical"`` for the gradient covariance.
-        draws: random vectors a sample of ``"mc"``.
+        draws: random vectors a sample of ``"mc"``, 2 at least for an error over them.
         seed: of the random vectors.
         vectors: whether to return the eigenvectors too.
         step: optimiser step, kept in the record.
@@ -87,8 +95,10 @@ def fisher_spectrum(
     Returns:
         The record; residuals bound what rounding of the Gram matrix leaves. Errors from the data of eigenvalues beyond the
         first 64 are NaN where the Gram matrix has more than 1024 rows, unless their eigenvectors are asked for. Errors of
-        trace and norm are 0 for a matrix that is exact, and NaN for ``"mc"``, which draws one: compare seeds to see what it
-        leaves. ``context["chunks"]`` counts what is left out in turn, the samples that weigh something.
+        trace and norm are 0 for a matrix that is exact. For ``"mc"`` they are over the draws, as is ``draw_stderr`` of the
+        eigenvalues, all to first order and NaN for a single draw; the traces of layers have none. Largest eigenvalues of a
+        drawn matrix lie too high besides, by less the more draws. ``context["chunks"]`` counts what is left out in turn, the
+        samples that weigh something.
 
     Raises:
         OperatorError: k is not positive, samples are coupled, the criterion is not convex in the outputs, or the rows do not
@@ -111,7 +121,7 @@ def fisher_spectrum(
         step=step,
         seed=seed if kind == "mc" else None,
         cost=Cost(gradients=pullbacks.passes, seconds=time.perf_counter() - started),
-        notes=("errors from the data are jackknifed over samples",),
+        notes=_notes(pullbacks, draws),
         eigenvalues=values,
         residuals=rounding,
         converged=rounding <= 1e-3,
@@ -123,11 +133,10 @@ def fisher_spectrum(
             (name, tuple(shape)) for name, shape in zip(problem.layout.names, problem.layout.shapes, strict=True)
         ),
         frobenius=float(gram.norm()),
-        frobenius_stderr=_given_the_data(kind),
-        probes=1,
         radius=float(values[0]),
         **_traces(problem, gram, kind, {name: trace * rows.scale for name, trace in traces.items()}),
         **_errors(problem, pullbacks, rows, gram, values, Q),
+        **(_over_draws(rows, gram, values, Q) if kind == "mc" else EXACT),
     )
 
 
@@ -166,20 +175,59 @@ def _eigenvectors(
     return to_numpy(unit)
 
 
-def _given_the_data(kind: str) -> float:
-    """Standard error of trace and norm given the data: none, but not known where the rows are drawn."""
-    return float("nan") if kind == "mc" else 0.0
-
-
 def _traces(problem: Problem, gram: Float[Tensor, "m m"], kind: str, traces: dict[str, float]) -> dict[str, Any]:
     layers = problem.layout.layers
     return {
         "trace": float(gram.trace()),
-        "trace_stderr": _given_the_data(kind),
         "layers": tuple(layers),
         "layer_traces": np.array([sum(traces[name] for name in names) for names in layers.values()]),
-        "layer_trace_stderrs": np.full(len(layers), _given_the_data(kind)),
+        "layer_trace_stderrs": np.full(len(layers), np.nan if kind == "mc" else 0.0),
     }
+
+
+def _over_draws(
+    rows: GradientRows, gram: Float[Tensor, "m m"], values: Float[np.ndarray, " k"], Q: Float[np.ndarray, "m j"]
+) -> dict[str, Any]:
+    """Errors of eigenvalues, trace and norm over the draws, each to first order the mean over draws of what one adds.
+
+    An eigenvalue is vᵀFv with the eigenvector v held, and ‖F‖ is tr(F F_d)/‖F‖ with F held.
+    """
+    draw, norm = rows.passes.numpy(), float(gram.norm())
+    draws, known = int(draw.max()) + 1, values[: Q.shape[1]]
+    parts = np.zeros((draws, len(known) + 2))
+    of_norm = gram.square().sum(1).numpy() / max(norm, np.finfo(float).tiny)
+    np.add.at(parts, draw, np.column_stack([Q**2 * known, gram.diagonal().numpy(), of_norm]))
+    errors = np.full(parts.shape[1], np.nan)
+    if draws > 1:
+        errors = parts.std(axis=0, ddof=1) * np.sqrt(draws)  # of the mean of draws·parts
+    return {
+        "draw_stderr": np.append(errors[:-2], np.full(len(values) - len(known), np.nan)),
+        "trace_stderr": float(errors[-2]),
+        "frobenius_stderr": float(errors[-1]),
+        "probes": draws,
+    }
+
+
+def _notes(pullbacks: Pullbacks, draws: int) -> tuple[str, ...]:
+    """Whose errors stand in the record, and what the kind makes of the terms of a sample."""
+    notes = ["errors from the data are jackknifed over samples"]
+    if sum(weight > 0 for weight in pullbacks.weights) == 1 and sum(pullbacks.samples) == 1:
+        notes.append("one sample: no error from the data")
+    if pullbacks.kind == "mc" and draws == 1:
+        notes.append(
+            "a single draw: no error over draws, and eigenvalues that differ from seed to seed; take draws=8 or more"
+        )
+    terms = sum(pullbacks.weights) / max(sum(pullbacks.samples), 1)
+    if terms > 1 + 1e-9:
+        scale = (
+            "of their summed gradient, which for unrelated terms is that many times below kind='exact' and 'mc'"
+            if pullbacks.kind == "empirical"
+            else "a term each, which for unrelated terms is that many times above kind='empirical'"
+        )
+        notes.append(
+            f"a sample has {terms:.3g} terms in the loss (tokens, positions, elements): the outer products are {scale}"
+        )
+    return tuple(notes)
 
 
 def _errors(

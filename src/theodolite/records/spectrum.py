@@ -31,6 +31,8 @@ class Spectrum(Extremes, Record):
             from: the delete-one-chunk jackknife, by weight, of vᵀHv with the eigenvector v held, as first-order
             perturbation theory allows (too large where eigenvalues lie closer together than their errors); NaN where the
             problem has a single chunk.
+        draw_stderr: where the matrix itself was drawn, the standard error of each eigenvalue over the draws, with the
+            eigenvector held; NaN where there was a single draw; None for a matrix that was not drawn.
         eigenvectors: one a row, unit length, parameters flattened in the order of ``parameters``; None if dropped.
         tol: the relative residual that was asked for.
         which: ``"largest"``, ``"smallest"`` or ``"both"`` ends.
@@ -64,6 +66,7 @@ class Spectrum(Extremes, Record):
     residuals: Float[np.ndarray, " k"]
     converged: Bool[np.ndarray, " k"]
     data_stderr: Float[np.ndarray, " k"]
+    draw_stderr: Float[np.ndarray, " k"] | None = None
     eigenvectors: Float[np.ndarray, "k n"] | None = None
     tol: float
     which: str = "largest"
@@ -275,8 +278,12 @@ class Spectrum(Extremes, Record):
             return subject, "no eigenvalues"
         index = -1 if self.which == "smallest" else 0
         name = f"λ{'ₙ' if self.which == 'smallest' else subscript(1)}"
+        drawn = ""
+        if self.draw_stderr is not None:
+            stderr = float(self.draw_stderr[index])
+            drawn = f" ± {stderr:.2g} (draws)" if np.isfinite(stderr) else " ± ? (a single draw)"
         readings = [
-            f"{name} = {with_error(float(self.eigenvalues[index]), float(self.data_stderr[index]), source='data')}, "
+            f"{name} = {with_error(float(self.eigenvalues[index]), float(self.data_stderr[index]), source='data')}{drawn}, "
             f"residual {float(self.residuals[index]):.1g}"
         ]
         if np.isfinite(self.split_half) and self.which in ("largest", "smallest", "both"):
