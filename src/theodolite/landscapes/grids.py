@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float
 
 from theodolite.errors import ProblemError
+from theodolite.problem.arguments import real, shown, whole
 
 Number = float | int
 Span = tuple[Number, Number]
@@ -28,6 +30,7 @@ def positions(points: int, span: Span) -> Float[np.ndarray, " a"]:
     Raises:
         ProblemError: the span does not increase, or there are too few points.
     """
+    whole(points=points)
     low, high = _checked(span)
     inside = low < 0 < high
     if points < 2 + inside:
@@ -44,19 +47,31 @@ def positions(points: int, span: Span) -> Float[np.ndarray, " a"]:
 
 def both(points: int | tuple[int, int], spans: Spans) -> tuple[Float[np.ndarray, " a"], Float[np.ndarray, " b"]]:
     """Positions along both axes of a plane; one number or span stands for both."""
-    first, second = points if isinstance(points, tuple) else (points, points)
-    low, high = spans
-    if isinstance(low, tuple) and isinstance(high, tuple):
-        return positions(first, low), positions(second, high)
+    numbers = tuple(points) if isinstance(points, tuple | list) else (points, points)
+    if len(numbers) != 2:
+        raise ProblemError(f"Expected one number of points or two, found {points!r}.")
+    first, second = numbers
+    low, high = _pair(spans)
+    if isinstance(low, tuple | list) and isinstance(high, tuple | list):
+        return positions(first, cast(Span, low)), positions(second, cast(Span, high))
     span = cast(Span, spans)
     return positions(first, span), positions(second, span)
 
 
 def _checked(span: Span) -> tuple[float, float]:
-    low, high = float(span[0]), float(span[1])
+    first, second = _pair(span)
+    real(**{"the first position of span": first, "the last position of span": second})
+    low, high = float(first), float(second)
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ProblemError(f"Expected a span of two finite numbers that increases, found {span!r}.")
     return low, high
+
+
+def _pair(span: object) -> tuple[Any, Any]:
+    """Both entries of what should have two."""
+    if isinstance(span, str) or not isinstance(span, Sequence) or len(span) != 2:
+        raise ProblemError(f"Expected a span of two numbers, such as (-1, 1), found {shown(span)}.")
+    return span[0], span[1]
 
 
 def _steps(count: int) -> Float[np.ndarray, " s"]:

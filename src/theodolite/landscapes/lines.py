@@ -27,6 +27,7 @@ from theodolite.landscapes.routes import Engine
 from theodolite.landscapes.scalars import Scalars
 from theodolite.operators.grouped import By
 from theodolite.problem import Problem
+from theodolite.problem.arguments import whole
 from theodolite.records import Cost, Line
 
 KEEP = 256 << 20  # bytes
@@ -108,6 +109,7 @@ def line(
     """
     started = time.perf_counter()
     parameters = flat_parameters(problem)
+    whole(seed=seed, eigenvalues=eigenvalues)
     alphas = positions(points, span)
     named = named_direction(problem, direction, seed=seed)
     (vector,) = named.vectors

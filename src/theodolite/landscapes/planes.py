@@ -36,6 +36,7 @@ from theodolite.landscapes.surfaces import Axes, Cells, Surface, surface
 from theodolite.landscapes.trajectories import Projection
 from theodolite.operators.grouped import By
 from theodolite.problem import Problem
+from theodolite.problem.arguments import optional, real, whole
 from theodolite.problem.arrays import to_numpy
 from theodolite.problem.ranks import Ranks
 from theodolite.records import Cost, Plane, Snapshot
@@ -129,6 +130,8 @@ def plane(
         Li, Xu, Taylor, Studer & Goldstein, "Visualizing the loss landscape of neural nets" (2018).
     """
     started = time.perf_counter()
+    whole(seed=seed, eigenvalues=eigenvalues)
+    _refuse_tolerance(interpolate)
     parameters = flat_parameters(problem)
     snapshots, lost = _finite(_given(problem, trajectory), parameters)
     named = _named(problem, directions, seed, snapshots, parameters)
@@ -294,6 +297,14 @@ def _partial(found: Surface) -> np.ndarray | None:
     for cell, reading in found.readings.items():
         mask[cell] = reading.partial
     return mask if mask.any() else None
+
+
+def _refuse_tolerance(interpolate: float | None) -> None:
+    optional(real, interpolate=interpolate)
+    if interpolate is not None and not 0 <= interpolate < 1:
+        raise ProblemError(
+            f"Expected interpolate to be a share of the range of the losses between 0 and 1, such as 0.001, found {interpolate!r}."
+        )
 
 
 def _given(problem: Problem, trajectory: Checkpoints) -> tuple[Snapshot, ...]:

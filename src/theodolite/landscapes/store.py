@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from theodolite.errors import ProblemError
 from theodolite.landscapes.reading import Reading
 from theodolite.problem import Problem
 from theodolite.problem.arrays import to_numpy
@@ -43,6 +44,10 @@ class PointStore:
         key: str = "",
         rank: int = 0,
     ) -> None:
+        if Path(folder).is_file():
+            raise ProblemError(
+                f"Expected store to be a folder, which is made where it is missing, found the file {Path(folder)}. Name another."
+            )
         content = hashlib.sha256((problem.digest() + key).encode())
         for direction in directions:
             content.update(to_numpy(direction).tobytes())

@@ -28,6 +28,7 @@ from theodolite.landscapes.scalars import Scalars
 from theodolite.landscapes.store import PointStore
 from theodolite.operators.grouped import By
 from theodolite.problem import Problem
+from theodolite.problem.arguments import whole
 from theodolite.problem.arrays import to_numpy
 from theodolite.records import Volume
 
@@ -96,6 +97,7 @@ def volume(
         (3, 3, 3)
     """
     started = time.perf_counter()
+    whole(seed=seed)
     parameters = flat_parameters(problem)
     named = named_triple(problem, directions, seed=seed)
     cosines = _cosines(named.vectors)
@@ -171,8 +173,9 @@ def _cosines(directions: Sequence[Float[Tensor, " n"]]) -> Float[np.ndarray, "3 
 
 
 def _axes(points: int | Three, span: Span | tuple[Span, Span, Span]) -> list[Float[np.ndarray, " _"]]:
-    counts = points if isinstance(points, tuple) else (points,) * 3
-    spans = span if isinstance(span[0], tuple) else (span,) * 3
+    counts = tuple(points) if isinstance(points, tuple | list) else (points,) * 3
+    several = isinstance(span, tuple | list) and len(span) > 0 and isinstance(span[0], tuple | list)
+    spans: tuple[Any, ...] = tuple(span) if several else (span,) * 3
     if len(counts) != 3 or len(spans) != 3:
         raise ProblemError(
             f"Expected one number of points and one span, or three of each, found {points!r} and {span!r}."

@@ -345,7 +345,7 @@ def _chosen(record: Line | Plane, scalar: str | None) -> tuple[np.ndarray, np.nd
     if scalar is None:
         return record.losses, record.stderrs
     if scalar not in record.scalars:
-        raise KeyError(f"Expected a scalar among {sorted(record.scalars)}, found {scalar!r}.")
+        raise ValueError(f"Expected a scalar among {sorted(record.scalars)}, found {scalar!r}.")
     return record.scalars[scalar], record.scalar_stderrs[scalar]
 
 
