@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from families import BY_NAME
 from theodolite.errors import ProblemError
 from theodolite.landscapes.paths import match, path
+from theodolite.landscapes.paths.matching import discovery
 from theodolite.landscapes.paths.matching.discovery import discovered
 from theodolite.landscapes.paths.matching.symmetry import permuted
 from theodolite.landscapes.paths.matching.units import Units
@@ -215,7 +217,8 @@ def test_every_permutation_of_the_traced_symmetry_leaves_the_outputs_and_is_undo
         for inputs, _ in problem.batches:
             torch.testing.assert_close(other.eval()(inputs), problem.model.eval()(inputs), rtol=1e-10, atol=1e-10)
     matched = match(problem, state, moved)
-    assert not matched.notes
+    # Positions are in the order of the data, which hidden values do not tell.
+    assert [note.split(" stay")[0] for note in matched.notes] == (["positions axis 0"] if name == "encoder" else [])
     torch.testing.assert_close(matched.state, dict(state), rtol=0, atol=0)
 
 
@@ -284,8 +287,40 @@ def test_what_has_no_symmetry_is_left_in_its_place(between: Callable[[Tensor], T
         assert not found.notes
 
 
+class Mixture(nn.Module):
+    """Experts in one tensor, each weighed by a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(5, 4)
+        self.up, self.down = nn.Parameter(torch.randn(4, 5, 6)), nn.Parameter(torch.randn(4, 6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(torch.einsum("bi,eih->beh", x, self.up))
+        return (self.gate(x).softmax(1)[:, :, None] * torch.einsum("beh,eho->beo", hidden, self.down)).sum(1)
+
+
+def test_the_order_of_experts_is_left_with_a_note_that_names_the_parameters() -> None:
+    problem = problem_of(Mixture, BY_NAME["mlp"].batches())
+    found = discovered(problem, Traveller(problem).state(), seed=0)
+    assert not found.groups
+    (note,) = found.notes
+    assert all(name in note for name in ("gate.weight axis 0", "gate.bias axis 0", "down axis 0"))
+
+
+def test_an_output_that_is_not_a_number_is_no_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = NETS["mlp"]()
+    symmetry = discovered(problem, Traveller(problem).state(), seed=0)
+    (whole,) = symmetry.outputs
+    two = dataclasses.replace(symmetry, outputs=(whole, whole))
+    monkeypatch.setattr(discovery, "_outputs", lambda *_: (whole, torch.full_like(whole, torch.nan)))
+    assert np.isnan(two.error({}))  # Python's max of 0 and NaN is 0
+
+
 def test_a_group_that_changes_the_outputs_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Units, "fix", lambda self, ids: None)  # as if tracing had overlooked that anything is fixed
+    monkeypatch.setattr(
+        Units, "fix", lambda self, ids, given=False: None
+    )  # as if tracing had overlooked that anything is fixed
     problem = NETS["mlp"]()
     found = discovered(problem, Traveller(problem).state(), seed=0)
     assert [group.name for group in found.groups] == GROUPS["mlp"]

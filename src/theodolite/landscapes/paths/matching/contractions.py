@@ -40,7 +40,8 @@ def convolution(call: Call) -> list[Marks]:
     kernel = {support(mark): mark for mark in call.marks_of(weight)}
     out, into = kernel.pop((int(transposed),), None), kernel.pop((1 - int(transposed),), None)
     channels = [mark for mark in call.marks_of(inputs) if support(mark) == (1,)]
-    call.marker.fix((*kernel.values(), *(mark for mark in call.marks_of(inputs) if support(mark) != (1,))))
+    call.marker.fix(tuple(kernel.values()), given=True)
+    call.marker.fix(tuple(mark for mark in call.marks_of(inputs) if support(mark) != (1,)))
     if groups == 1:
         _meet_channels(call, into, channels)
     elif groups == inputs.shape[1] and into is None:  # every channel by itself, which gives one or several
@@ -57,7 +58,7 @@ def convolution(call: Call) -> list[Marks]:
 def _meet_channels(call: Call, kernel: Mark | None, channels: list[Mark]) -> None:
     """An axis of a kernel meets the channels of its inputs; one that meets none meets data, or a constant."""
     if kernel is None or not channels:
-        call.marker.fix(tuple(mark for mark in (kernel, *channels) if mark is not None))
+        call.marker.fix(tuple(mark for mark in (kernel, *channels) if mark is not None), given=True)
         return
     for mark in channels:
         call.marker.units.unite(kernel.ravel(), mark.ravel())
@@ -72,5 +73,5 @@ def embedding(call: Call) -> list[Marks]:
     """Rows are told apart by the indices that ask for them."""
     weight, indices = call.args[0], call.args[1]
     columns = tuple(mark for mark in call.marks_of(weight) if support(mark) == (1,))
-    call.marker.fix(tuple(mark for mark in call.marks_of(weight) if support(mark) != (1,)))
+    call.marker.fix(tuple(mark for mark in call.marks_of(weight) if support(mark) != (1,)), given=True)
     return [tuple(mark.reshape((1,) * indices.dim() + (-1,)) for mark in columns)]

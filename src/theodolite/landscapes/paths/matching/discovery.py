@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from theodolite.landscapes.paths.matching.call import tensors_of
 from theodolite.landscapes.paths.matching.marks import Marker, support
-from theodolite.landscapes.paths.matching.symmetry import Group, Place, groups_of, permuted
+from theodolite.landscapes.paths.matching.symmetry import Group, Place, groups_of, left_of, permuted
 from theodolite.landscapes.paths.matching.tracer import Double, Tracer
 from theodolite.landscapes.paths.matching.units import Units
 from theodolite.landscapes.paths.traveller import State, Traveller
@@ -20,6 +20,7 @@ from theodolite.problem import Problem
 from theodolite.problem.data import split
 from theodolite.problem.guard import seed_everything
 from theodolite.problem.objective import CriterionObjective
+from theodolite.problem.ranks import Facts
 
 TOL = 1e-10  # of the largest output, in double precision
 SAMPLES = 8
@@ -48,14 +49,18 @@ class Symmetry:
     tol: float = TOL
 
     def error(self, state: Mapping[str, Tensor]) -> float:
-        """Largest difference of the outputs of a state from those of the unpermuted one, as a share of the largest.
+        """Largest difference of the outputs of a state from those of the unpermuted one, as a share of the largest; on all ranks.
 
         Cost: a forward pass of a few samples.
         """
-        found = _outputs(self.traveller, state, self.batch)
-        scale = max(float(output.abs().max()) for output in self.outputs)
-        differences = [float((one - other).abs().max()) for one, other in zip(found, self.outputs, strict=True)]
-        return max(differences) / scale if scale else max(differences)
+        ranks = self.traveller.problem.ranks
+        with ranks.step("a comparison of outputs", lambda: Facts({}, {}, {})):
+            found = _outputs(self.traveller, state, self.batch)
+            scale = max(float(output.abs().max()) for output in self.outputs)
+            differences = [float((one - other).abs().max()) for one, other in zip(found, self.outputs, strict=True)]
+            # NumPy's, as Python's max drops a NaN that is not the first.
+            largest = float(np.max(differences)) / scale if scale else float(np.max(differences))
+        return float(np.max(ranks.join(torch.tensor([largest], dtype=torch.float64)).numpy()))
 
 
 def discovered(problem: Problem, state: State, *, seed: int) -> Symmetry:
@@ -72,13 +77,20 @@ def discovered(problem: Problem, state: State, *, seed: int) -> Symmetry:
     wide = traveller.state_of(state)
     batch = _few(traveller.problem)
     traveller.go(wide)
-    groups, sizes, unknown = _traced(traveller, batch)
+    traced = _traced(traveller, batch)
+    sizes = traced.sizes
     notes = [
-        f"units that pass through {name} stay where they are: its symmetry is not known" for name in sorted(unknown)
+        f"units that pass through {name} stay where they are: its symmetry is not known"
+        for name in sorted(traced.unknown)
     ]
-    symmetry = Symmetry(tuple(groups), sizes, (), traveller, batch, _outputs(traveller, wide, batch))
+    if traced.left:
+        places = ", ".join(f"{name} axis {axis}" for name, axis in traced.left)
+        notes.append(
+            f"{places} stay where they are: they meet hidden values in the order of data, or of operations that are not followed"
+        )
+    symmetry = Symmetry(tuple(traced.groups), sizes, (), traveller, batch, _outputs(traveller, wide, batch))
     generator, kept = np.random.default_rng(seed), []
-    for group in groups:
+    for group in traced.groups:
         error = symmetry.error(permuted(wide, group.random(generator, sizes)))
         if error <= TOL:
             kept.append(group)
@@ -89,7 +101,15 @@ def discovered(problem: Problem, state: State, *, seed: int) -> Symmetry:
     return Symmetry(tuple(kept), sizes, tuple(notes), traveller, batch, symmetry.outputs)
 
 
-def _traced(traveller: Traveller, batch: Any) -> tuple[list[Group], dict[Place, int], set[str]]:
+@dataclass(frozen=True)
+class _Traced:
+    groups: list[Group]
+    sizes: dict[Place, int]
+    unknown: set[str]
+    left: list[Place]
+
+
+def _traced(traveller: Traveller, batch: Any) -> _Traced:
     units = Units()
     marker = Marker(units)
     model = traveller.problem.model
@@ -102,9 +122,13 @@ def _traced(traveller: Traveller, batch: Any) -> tuple[list[Group], dict[Place, 
                 tracer.mark(tensor, marks)
                 axes |= {(name, support(mark)[0]): mark.ravel() for mark in marks}
         for output in _evaluated(traveller.problem, model, batch):
-            marker.fix(tracer.marks(output))
+            marker.fix(tracer.marks(output), given=True)
     sizes = {place: ids.size for place, ids in axes.items()}
-    return groups_of(units.settled(), axes), sizes, tracer.unknown
+    settled = units.settled()
+    groups = groups_of(settled, axes)
+    trained = {name for name, _ in model.named_parameters()}
+    left = [place for place in left_of(settled, axes, groups) if place[0] in trained]
+    return _Traced(groups, sizes, tracer.unknown, left)
 
 
 def _outputs(traveller: Traveller, state: Mapping[str, Tensor], batch: Any) -> tuple[Tensor, ...]:

@@ -61,7 +61,7 @@ class Marker:
             for other, (_, others) in enumerate(aligned):
                 if other != index:
                     for mark in others:
-                        self._against(mark, tensor, known)
+                        self._against(mark, tensor, known, given=not marks)
         return self._passed(result)
 
     def reduce(self, marks: Marks, axes: Sequence[int], *, keep: bool = True) -> Marks:
@@ -97,10 +97,10 @@ class Marker:
                 self.units.touch(mark, 2, next(self._number))  # one unit was picked out
         return self._passed(found)
 
-    def fix(self, marks: Marks) -> None:
-        """All units stay where they are."""
+    def fix(self, marks: Marks, *, given: bool = False) -> None:
+        """All units stay where they are; ``given`` where their order is that of data, of constants or of outputs."""
         for mark in marks:
-            self.units.fix(mark)
+            self.units.fix(mark, given=given)
 
     def _joined(self, marks: list[Mark], mark: Mark) -> list[Mark]:
         """The marks with one more, which may share axes with them."""
@@ -127,14 +127,14 @@ class Marker:
         axes = list(support(smaller))
         self.units.scale_rows(rows(larger, axes), rows(by, axes)[:, 0])
 
-    def _against(self, mark: Mark, tensor: Tensor, known: set[int]) -> None:
+    def _against(self, mark: Mark, tensor: Tensor, known: set[int], *, given: bool) -> None:
         """A mark meets a tensor whose values may differ along axes that are not marked."""
         axes = support(mark)
         differing = [axis for axis in axes if axis not in known and _differs(tensor, axis)]
         if not differing:
             return
         if len(differing) == len(axes):
-            self.units.fix(mark)
+            self.units.fix(mark, given=given)
             return
         members = rows(mark, differing)
         self.units.scale_rows(members, np.full(len(members), FIXED))

@@ -40,7 +40,7 @@ def _unmarked(call: Call) -> list[Marks]:
 def _positional(call: Call) -> list[Marks]:
     """Entries are told apart by their places, as classes are by a target."""
     for tensor in tensors_of((call.args, call.kwargs)):
-        call.marker.fix(call.marks_of(tensor))
+        call.marker.fix(call.marks_of(tensor), given=True)
     return []
 
 

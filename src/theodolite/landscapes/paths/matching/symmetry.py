@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,6 +102,16 @@ def groups_of(settled: Settled, axes: Mapping[Place, Int[np.ndarray, " s"]]) -> 
     found = [*held.plain(), *held.blocked()]
     order = {place: rank for rank, place in enumerate(axes)}
     return sorted(found, key=lambda group: order[group.places[0]])
+
+
+def left_of(
+    settled: Settled, axes: Mapping[Place, Int[np.ndarray, " s"]], groups: Sequence[Group]
+) -> tuple[Place, ...]:
+    """Axes that no group permutes, though neither data nor outputs give their units an order."""
+    moved = {place for group in groups for place in group.places}
+    return tuple(
+        place for place, ids in axes.items() if place not in moved and bool(settled.left[settled.root[ids]].any())
+    )
 
 
 class _Held:

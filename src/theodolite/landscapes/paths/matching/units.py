@@ -36,12 +36,15 @@ class Settled:
         fixed: whether that stays in its place.
         block: the block that it belongs to, −1 without.
         signature: what it went through; only units and blocks of equal signature may be exchanged.
+        left: whether it stays though no data, constants or outputs that it meets say so: operations group it in ways that are not
+            followed, as the experts of a mixture, so that it may have a symmetry.
     """
 
     root: Int[np.ndarray, " u"]
     fixed: Bool[np.ndarray, " u"]
     block: Int[np.ndarray, " u"]
     signature: UInt[np.ndarray, " u"]
+    left: Bool[np.ndarray, " u"]
 
 
 @final
@@ -51,6 +54,7 @@ class Units:
     def __init__(self) -> None:
         self._root = np.zeros(1, dtype=np.int64)
         self._fixed = np.ones(1, dtype=bool)
+        self._given = np.ones(1, dtype=bool)
         self._signature = np.zeros(1, dtype=np.uint64)
         self._sums: list[Rows] = []
         self._factors: list[Rows] = []
@@ -60,6 +64,7 @@ class Units:
         ids = np.arange(self._root.size, self._root.size + count)
         self._root = np.concatenate([self._root, ids])
         self._fixed = np.concatenate([self._fixed, np.zeros(count, dtype=bool)])
+        self._given = np.concatenate([self._given, np.zeros(count, dtype=bool)])
         self._signature = np.concatenate([self._signature, np.zeros(count, dtype=np.uint64)])
         return ids
 
@@ -75,7 +80,7 @@ class Units:
         """Entry by entry, both are one unit; what meets the fixed unit is fixed."""
         first, second = np.broadcast_arrays(first, second)
         free = (first != FIXED) & (second != FIXED)
-        self.fix(np.maximum(first, second)[~free])
+        self.fix(np.maximum(first, second)[~free], given=True)
         first, second = first[free], second[free]
         while True:
             one, other = self.find(first), self.find(second)
@@ -83,9 +88,10 @@ class Units:
                 return
             np.minimum.at(self._root, np.maximum(one, other), np.minimum(one, other))
 
-    def fix(self, ids: Ids) -> None:
-        """These units stay where they are."""
+    def fix(self, ids: Ids, *, given: bool = False) -> None:
+        """These units stay where they are; ``given`` where they meet data, constants or outputs, which have an order."""
         self._fixed[ids] = True
+        self._given[ids] |= given
 
     def touch(self, ids: Ids, *salt: int) -> None:
         """Units went through an operation, once for every time that they are listed."""
@@ -161,7 +167,9 @@ class Units:
     def _summed(self, block: Int[np.ndarray, " u"]) -> Settled:
         root = self.find(np.arange(self._root.size))
         fixed, signature = np.zeros(root.size, dtype=bool), np.zeros(root.size, dtype=np.uint64)
+        given = np.zeros(root.size, dtype=bool)
         np.logical_or.at(fixed, root, self._fixed)
+        np.logical_or.at(given, root, self._given)
         np.add.at(signature, root, self._signature)
         belongs = np.full(root.size, NONE)
         inside = block != NONE
@@ -169,7 +177,7 @@ class Units:
         inside = belongs != NONE
         np.logical_or.at(fixed, belongs[inside], fixed[inside])
         fixed[inside] |= belongs[belongs[inside]] != NONE  # blocks of blocks keep what they hold where it is
-        return Settled(root, fixed, belongs, signature)
+        return Settled(root, fixed, belongs, signature, fixed & ~given)
 
 
 def mixed(values: UInt[np.ndarray, "*shape"]) -> UInt[np.ndarray, "*shape"]:
