@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from theodolite import losses
+from theodolite.reports.loss_cards import COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -170,3 +171,26 @@ def test_a_card_needs_no_module() -> None:
         return 2 * F.cross_entropy(logits, target, reduction=reduction)
 
     assert losses.card(doubled, points=20).gradient_bound == pytest.approx(2 * math.sqrt(2), rel=1e-6)
+
+
+def test_cards_and_profiles_print_their_verdicts_and_no_arrays(cards: dict[str, losses.Card]) -> None:
+    lines = str(cards["focal"]).splitlines()
+    assert lines[0] == "FocalLoss(gamma=2.0), 4 classes"
+    assert len(lines) == 13
+    told = {line[2:].split("  ")[0]: line.split("  ")[-1].strip() for line in lines[1:]}
+    assert (told["convex"], told["margin → −∞"], told["proper"]) == ("no", "linear", "no")
+    assert max(map(len, lines)) < 60
+    (profile,) = losses.compare("cross_entropy", steps=41)
+    assert repr(profile).startswith("cross_entropy along the margin z_y − z_k: convex, least at inf, slope ≤ 1")
+
+
+def test_losses_are_known_by_name(cards: dict[str, losses.Card]) -> None:
+    assert losses.card("cross_entropy", points=60) == cards["ce"]
+    assert losses.compare("dpo", steps=5) == losses.compare(losses.dpo, steps=5)
+    with pytest.raises(ValueError, match=r"Expected the name of a loss\. Found 'gec'; near it: gce"):
+        losses.card("gec")
+
+
+def test_tables_share_the_names_of_their_rows() -> None:
+    head = losses.card_table([]).splitlines()[0].strip("| ").split(" | ")
+    assert set(COLUMNS.values()) <= set(head)

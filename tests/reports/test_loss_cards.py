@@ -38,7 +38,7 @@ def test_rows_say_what_the_numbers_are() -> None:
     (row,) = loss_rows([CARD])
     shown = dict(zip(COLUMNS, row, strict=True))
     assert (shown["convex"], shown["gradient_bound"], shown["symmetry_spread"]) == ("yes", "∞", "yes")
-    assert (shown["flip_influence"], shown["posterior_error"], shown["class_cost"]) == ("1.33", "2e-05", "–")
+    assert (shown["flip_influence"], shown["proper"], shown["class_cost"]) == ("1.33", "yes", "–")
 
 
 def test_figure_holds_every_curve_of_every_loss() -> None:

@@ -20,13 +20,13 @@ from theodolite.losses.probes import (
     posterior_error,
     symmetry,
 )
-from theodolite.losses.profiles import name_of
+from theodolite.losses.profiles import loss_named, name_of
 from theodolite.losses.registry import LossModule
 
 PerSampleLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Card:
     """What was measured of one loss, as plain numbers.
 
@@ -96,16 +96,28 @@ class Card:
         """Return the fields and the two verdicts, ready for JSON."""
         return asdict(self) | {"convex": self.convex, "proper": self.proper}
 
+    def __repr__(self) -> str:
+        """Show the verdicts, one a line; the profile is in the fields."""
+        (name, *cells), width = _cells(self), max(map(len, HEAD))
+        rows = [f"  {label:<{width}}  {cell}" for label, cell in zip(HEAD[1:], cells, strict=True)]
+        return "\n".join([f"{name}, {self.classes} classes", *rows])
+
 
 def card(
-    loss: PerSampleLoss | LossModule, *, name: str | None = None, classes: int = 4, points: int = 200, seed: int = 0
+    loss: PerSampleLoss | LossModule | str,
+    *,
+    name: str | None = None,
+    classes: int = 4,
+    points: int = 200,
+    seed: int = 0,
 ) -> Card:
     """Measure the surface that a loss of logits and class indices makes.
 
     Cost: about 40 passes over ``points`` rows of logits and a few hundred over single rows, a second or so.
 
     Args:
-        loss: a function of logits (n, c) and classes (n,) with a ``reduction`` option, or a module of this room.
+        loss: a function of logits (n, c) and classes (n,) with a ``reduction`` option, a module of this room, or the name
+            of a loss whose options all have defaults.
         name: shown on the card, the loss's own by default.
         classes: C.
         points: random logits of each test.
@@ -120,6 +132,7 @@ def card(
         >>> found.convex, found.proper, found.at_minus_infinity
         (True, True, 'linear')
     """
+    loss = loss_named(loss)
     single = _per_sample(loss)
     least, most, excess = convexity(single, classes=classes, points=points, seed=seed)
     shift, scale, permutation = invariances(single, classes=classes, points=points, seed=seed)
@@ -173,20 +186,22 @@ def card_table(cards: Sequence[Card]) -> str:
         >>> print(card_table([card(cross_entropy), card(mae)]).splitlines()[2][:30])
         | cross_entropy | yes | 1.41 |
     """
-    head = (
-        "loss", "convex", "gradient ≤", "curvature ≤", "shift", "scale",
-        "margin → −∞", "margin → +∞", "flip influence", "symmetric", "proper", "top class", "cost of a class",
+    rows = (HEAD, ("---",) * len(HEAD), *map(_cells, cards))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+HEAD = (
+    "loss", "convex", "gradient ≤", "curvature ≤", "shift", "scale",
+    "margin → −∞", "margin → +∞", "flip influence", "symmetric", "proper", "top class", "cost of a class",
+)  # fmt: skip
+
+
+def _cells(c: Card) -> tuple[str, ...]:
+    return (
+        c.name, _yes(c.convex), f"{c.gradient_bound:.3g}", f"{c.curvature_bound:.3g}", _yes(c.shift_invariant),
+        _yes(c.scale_invariant), c.at_minus_infinity, c.at_plus_infinity, f"{c.flip_influence:.2f}",
+        _yes(c.symmetry_spread < 1e-6), _yes(c.proper), _yes(c.top_class_kept), class_cost_text(c),
     )  # fmt: skip
-    rows = [
-        (
-            c.name, _yes(c.convex), f"{c.gradient_bound:.3g}", f"{c.curvature_bound:.3g}", _yes(c.shift_invariant),
-            _yes(c.scale_invariant), c.at_minus_infinity, c.at_plus_infinity, f"{c.flip_influence:.2f}",
-            _yes(c.symmetry_spread < 1e-6), _yes(c.proper), _yes(c.top_class_kept), class_cost_text(c),
-        )
-        for c in cards
-    ]  # fmt: skip
-    lines = [" | ".join(row) for row in (head, ("---",) * len(head), *rows)]
-    return "\n".join(f"| {line} |" for line in lines)
 
 
 def class_cost_text(found: Card) -> str:

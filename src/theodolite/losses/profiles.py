@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import itertools
 import math
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from theodolite.losses.probes import growth_of, with_margin
 from theodolite.losses.registry import LOSSES, Kind, LossModule
@@ -25,7 +27,7 @@ ALONG: dict[Kind, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Profile:
     """What was measured of a loss along one number.
 
@@ -78,9 +80,16 @@ class Profile:
         derived = {"convex": self.convex, "minimiser": self.minimiser, "gradient_bound": self.gradient_bound}
         return asdict(self) | derived
 
+    def __repr__(self) -> str:
+        """Show what was found along the number; the curves are in the fields."""
+        ends = f"{self.at_minus_infinity} at −∞, {self.at_plus_infinity} at +∞"
+        bend = "convex" if self.convex else "not convex"
+        where = f"least at {self.minimiser:.3g}, slope ≤ {self.gradient_bound:.3g}"
+        return f"{self.name} along the {self.along}: {bend}, {where}, {ends} ({len(self.positions)} points)"
+
 
 def compare(
-    *losses: Callable[..., Tensor], classes: int = 4, reach: float = 8.0, steps: int = 161
+    *losses: Callable[..., Tensor] | str, classes: int = 4, reach: float = 8.0, steps: int = 161
 ) -> tuple[Profile, ...]:
     """Measure losses along the number that their kind depends on, on one grid, to stand side by side.
 
@@ -90,7 +99,7 @@ def compare(
     Cost: three passes over ``steps`` rows for each loss.
 
     Args:
-        *losses: functions or modules of this room, or any function of (logits, classes) with a ``reduction``.
+        *losses: functions or modules of this room, their names, or any function of (logits, classes) with a ``reduction``.
         classes: C of the losses of classes.
         reach: ends of the grid.
         steps: points of the grid, made odd.
@@ -109,7 +118,8 @@ def compare(
     References:
         Lin et al. 2017, "Focal Loss for Dense Object Detection", figure 1, for the picture.
     """
-    kinds = {kind_of(loss) for loss in losses}
+    found = [loss_named(loss) for loss in losses]
+    kinds = {kind_of(loss) for loss in found}
     if len(kinds) != 1 or not kinds <= set(ALONG):
         raise ValueError(
             f"Expected losses of one kind among {', '.join(ALONG)}. Found {', '.join(sorted(kinds)) or 'none'}: they have no "
@@ -118,7 +128,24 @@ def compare(
     (kind,) = kinds
     half = steps // 2
     positions = reach * torch.arange(-half, half + 1, dtype=torch.float64) / half  # with an exact 0
-    return tuple(_profile(loss, kind, classes, positions) for loss in losses)
+    return tuple(_profile(loss, kind, classes, positions) for loss in found)
+
+
+def loss_named(loss: Callable[..., Tensor] | str) -> Callable[..., Tensor]:
+    """Return the loss of a name, or the loss that was given.
+
+    Raises:
+        ValueError: no loss has the name.
+    """
+    if not isinstance(loss, str):
+        return loss
+    known: dict[str, Callable[..., Tensor]] = {"cross_entropy": F.cross_entropy} | {
+        entry.name: entry.function for entry in LOSSES.values()
+    }
+    if loss not in known:
+        near = ", ".join(difflib.get_close_matches(loss, known)) or "see theodolite.losses.LOSSES"
+        raise ValueError(f"Expected the name of a loss. Found {loss!r}; near it: {near}.")
+    return known[loss]
 
 
 def kind_of(loss: Callable[..., Tensor]) -> Kind:

@@ -23,9 +23,9 @@ COLUMNS: Mapping[str, str] = {
     "scale_invariant": "scale",
     "at_minus_infinity": "margin → −∞",
     "at_plus_infinity": "margin → +∞",
-    "flip_influence": "flipped label",
+    "flip_influence": "flip influence",
     "symmetry_spread": "symmetric",
-    "posterior_error": "posterior off by",
+    "proper": "proper",
     "class_cost": "cost of a class",
 }
 
