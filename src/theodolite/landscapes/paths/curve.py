@@ -31,6 +31,11 @@ class Curve:
     controls: tuple[State, ...]
     training: Float[np.ndarray, " s"] = field(default_factory=lambda: np.empty(0))
 
+    def __repr__(self) -> str:
+        numbers = sum(value.numel() for value in self.controls[0].values())
+        trained = f", trained in {self.training.size:,} steps" if self.training.size else ""
+        return f"Curve({self.form!r}, {len(self.controls)} control points of {numbers:,} numbers{trained})"
+
     def at(self, t: float) -> State:
         """γ(t), at 0 and 1 the ends bit for bit; what is no real number, such as counters, is that of the nearer end."""
         start, end = self.controls[0], self.controls[-1]

@@ -44,6 +44,9 @@ class Matching:
     converged: bool
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Matching({self.summary()[0]})"
+
     def summary(self) -> tuple[str, ...]:
         """What was matched, how far to trust it, and what was left."""
         before, after = self.cosines
@@ -59,8 +62,10 @@ def match(problem: Problem, start: Checkpoint, end: Checkpoint, *, sweeps: int =
 
     Which axes of which parameters share hidden units is traced from a forward pass of the model, whatever it is made of;
     attention heads move as blocks with queries, keys, values and outputs, and the features inside them too. What an operation
-    without a known symmetry touches stays where it is, with a note. Every group of permutations is tried on the data, one that
-    changes the function is left out with a note, and the result is checked again: its outputs equal those of ``end``.
+    without a known symmetry touches stays where it is, with a note; so does what is grouped in ways that are not followed, as
+    the experts of a mixture, whose parameters are named: permuted experts are not brought back. Every group of permutations is
+    tried on the data, one that changes the function is left out with a note, and the result is checked again: its outputs
+    equal those of ``end``.
 
     The groups are matched one after the other, each by the assignment with the largest sum of inner products while the
     others are held, until no sum grows. The order found is a local optimum.
