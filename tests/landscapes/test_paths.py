@@ -277,6 +277,37 @@ def test_errors_show_the_scene() -> None:
         found.barrier("bezier")
 
 
+def test_a_path_from_a_checkpoint_to_itself_has_no_barrier_from_rounding() -> None:
+    problem, first, _ = two_nets()
+    for each in (problem, problem.replace(dtype=torch.float32)):
+        found = path(each, first, first, points=7, batchnorm="interpolated", predict=False)
+        assert not found.deviations.any()
+        assert "linear 0" in found.summary()
+    # Two units in the last place of 1 are rounding, a thousand are a reading; in float32 both are rounding.
+    ulp = float(np.finfo(np.float64).eps)
+    for units, context, said in (
+        (2, {}, "linear 0"),
+        (1000, {}, "linear 2.22e-13"),
+        (1000, {"dtype": "float32"}, "linear 0"),
+    ):
+        losses = np.array([[1.0, *[1 + units * ulp] * 5, 1.0]])
+        shown = found.replace(losses=losses, context=context, height_stderrs=np.full((1, 4), np.nan))
+        assert said in shown.summary()
+
+
+def test_curves_and_matchings_show_what_they_are_in_a_line() -> None:
+    torch.manual_seed(0)
+    one, two = (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) for _ in range(2))
+    problem = Problem(one, nn.MSELoss(), [(torch.randn(6, 3), torch.randn(6, 2))])
+    assert (
+        repr(bezier(problem, one, two, steps=2))
+        == "Curve('bezier', 3 control points of 26 numbers, trained in 2 steps)"
+    )
+    shown = repr(match(problem, one, two))
+    assert shown.startswith("Matching(1 groups of hidden units matched in ")
+    assert "tensor" not in shown
+
+
 def test_one_chunk_has_no_error_and_says_so() -> None:
     problem, _ = saddle((6,))
     found = path(problem, *ends(), points=3)

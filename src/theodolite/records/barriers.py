@@ -21,7 +21,8 @@ def deviations(losses: Float[np.ndarray, "*k a"], ts: Float[np.ndarray, " a"]) -
         ts: positions from 0 to 1.
     """
     with np.errstate(invalid="ignore", over="ignore"):  # infinity − infinity is a reading, NaN
-        rises = losses - (1 - ts) * losses[..., :1] - ts * losses[..., -1:]
+        # In this form the chord between equal ends is exactly level, so that a constant loss has no barrier from rounding.
+        rises = losses - (losses[..., :1] + ts * (losses[..., -1:] - losses[..., :1]))
     if not ts.size:
         return np.asarray(rises)
     rises[..., [0, -1]] = np.where(np.isfinite(losses[..., [0, -1]]), 0.0, np.nan)

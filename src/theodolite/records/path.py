@@ -100,7 +100,7 @@ class Path(Record):
         """Profiles and their barriers above the chord."""
         found = [self.barrier(name) for name in self.profiles]
         readings = [
-            f"{name} {with_error(barrier.value, barrier.stderr, source='data')}"
+            f"{name} {'0' if self._is_rounding(barrier) else with_error(barrier.value, barrier.stderr, source='data')}"
             for name, barrier in zip(self.profiles, found, strict=True)
         ]
         if self.predicted is not None:
@@ -108,6 +108,13 @@ class Path(Record):
         lost = int((~np.isfinite(self.losses)).sum())
         missing = (f"{lost:,} of {self.losses.size:,} NOT FINITE",) if lost else ()
         return f"barrier above the chord, {self.ts.size} points", *readings, *missing
+
+    def _is_rounding(self, barrier: Estimate) -> bool:
+        """Whether a barrier and its error are no more than the rounding of the losses, four units in their last place."""
+        losses = np.abs(self.losses[np.isfinite(self.losses)])
+        type_of = np.float32 if self.context.get("dtype") == "float32" else np.float64
+        tol = 4 * float(np.finfo(type_of).eps) * float(losses.max(initial=0.0))
+        return abs(barrier.value) <= tol and not barrier.stderr > tol
 
     def _height(self, profile: str | None, name: str) -> Estimate:
         row, column = self._row(profile), HEIGHTS.index(name)
