@@ -50,7 +50,8 @@ def bezier(
         The curve, for ``path(problem, start, end, curves={"bezier": curve})``.
 
     Raises:
-        ProblemError: no step, or checkpoints that differ in what the problem does not select.
+        ProblemError: no step, checkpoints that differ in what the problem does not select, or no function that makes an
+            optimiser.
         NonFiniteError: a checkpoint or the loss at the start is not finite, or training of the bend diverged.
 
     Example:
@@ -115,7 +116,7 @@ def _trained(
     form: Form,
     bends: int,
     steps: int,
-    optimizer: Optimiser,
+    optimizer: object,
     seed: int,
 ) -> Curve:
     if bends < 1 or steps < 1:
@@ -133,9 +134,21 @@ def _trained(
     for k, state in enumerate(inner):
         state.update(zip(names, trained[k * len(names) : (k + 1) * len(names)], strict=True))
     curve = Curve(form, (ends[0], *inner, ends[1]))
-    losses = _train(traveller, curve, trained, steps=steps, optimizer=optimizer(trained), seed=seed)
+    losses = _train(traveller, curve, trained, steps=steps, optimizer=_made(optimizer, trained), seed=seed)
     controls = [{name: value.detach() for name, value in state.items()} for state in inner]
     return Curve(form, (ends[0], *controls, ends[1]), training=losses)
+
+
+def _made(optimizer: object, trained: list[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser of the bends, which exist only now: one of a model's parameters would train those."""
+    made = optimizer(trained) if callable(optimizer) else optimizer
+    if not callable(optimizer) or not isinstance(made, torch.optim.Optimizer):
+        raise ProblemError(
+            "Expected optimizer to be a function that makes an optimiser from the list of trained tensors, as "
+            "functools.partial(torch.optim.Adam, lr=1e-2), found "
+            + (f"one that made {made!r}." if callable(optimizer) else f"{type(optimizer).__name__}.")
+        )
+    return made
 
 
 def _train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def branching(
         Frankle, Dziugaite, Roy & Carbin, "Linear mode connectivity and the lottery ticket hypothesis" (2020).
     """
     started = time.perf_counter()
-    _refuse(points, steps)
+    _refuse(train, points, steps)
     if not branches or any(not 0 <= branch <= steps for branch in branches):
         raise ProblemError(f"Expected branches between 0 and steps={steps}, found {list(branches)}.")
     if seeds[0] == seeds[1]:
@@ -145,14 +146,14 @@ def basin(
         Barriers from θ to the end of each run, with losses and distances.
 
     Raises:
-        ProblemError: shares outside 0 and 1, or too few points.
+        ProblemError: shares outside 0 and 1, too few points, or ``train`` with other arguments.
         CheckpointError: the fresh initialisation does not fit the model.
 
     References:
         Sarnthein, Bachmann, Anagnostidis & Hofmann, "Random teachers are good teachers" (2023).
     """
     started = time.perf_counter()
-    _refuse(points, steps)
+    _refuse(train, points, steps)
     if not alphas or any(not 0 <= alpha <= 1 for alpha in alphas):
         raise ProblemError(f"Expected alphas between 0 and 1, found {list(alphas)}.")
     runs, reader = _Runs(problem, train), _Reader(problem, points)
@@ -238,9 +239,28 @@ class _Reader:
         return Cost(forwards=float(self.passes), seconds=time.perf_counter() - started)
 
 
-def _refuse(points: int, steps: int) -> None:
+def _refuse(train: object, points: int, steps: int) -> None:
+    if not callable(train) or not _takes_four(train):
+        raise ProblemError(
+            "Expected train to be a function of (model, memory, steps, seed) that trains the model in place over a range of steps, "
+            f"found {getattr(train, '__name__', train)!s}{_signature(train)}."
+        )
     if points < 3 or steps < 1:
         raise ProblemError(f"Expected at least 3 points and 1 step, found points={points} and steps={steps}.")
+
+
+def _takes_four(train: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(train).bind(None, None, range(1), 0)
+    except TypeError:
+        return False
+    except ValueError:  # built-in functions may have no signature to read
+        return True
+    return True
+
+
+def _signature(train: object) -> str:
+    return str(inspect.signature(train)) if inspect.isroutine(train) else f", a {type(train).__name__}"
 
 
 @torch.no_grad()

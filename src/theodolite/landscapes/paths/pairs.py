@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -13,7 +13,7 @@ from theodolite.landscapes.paths.curve import straight
 from theodolite.landscapes.paths.matching import match
 from theodolite.landscapes.paths.path import named, refuse_unselected, remarks
 from theodolite.landscapes.paths.profiles import Statistics, policy_notes, read_profile, read_recalibrated, unused_notes
-from theodolite.landscapes.paths.traveller import Checkpoint, Traveller
+from theodolite.landscapes.paths.traveller import Checkpoint, Traveller, by_name
 from theodolite.problem import Problem
 from theodolite.records import Connectivity, Cost
 from theodolite.records.barriers import HEIGHTS
@@ -21,7 +21,7 @@ from theodolite.records.barriers import HEIGHTS
 
 def connectivity(
     problem: Problem,
-    checkpoints: Mapping[str, Checkpoint],
+    checkpoints: Mapping[str, Checkpoint] | Sequence[Checkpoint],
     *,
     points: int = 11,
     batchnorm: Statistics | None = None,
@@ -35,7 +35,7 @@ def connectivity(
 
     Args:
         problem: whose loss and data are read.
-        checkpoints: by name, each as for ``path``.
+        checkpoints: by name, each as for ``path``; those of a list are named by their number.
         points: positions on each path, evenly spaced; an odd number has the middle among them.
         batchnorm: statistics of BatchNorm, as for ``path``; by default recalibrated, at the checkpoints too, where the model
             has stored ones.
@@ -62,6 +62,7 @@ def connectivity(
         Entezari, Sedghi, Saukh & Neyshabur, "The role of permutation invariance in linear mode connectivity" (2022).
     """
     started = time.perf_counter()
+    checkpoints = by_name(checkpoints)
     if len(checkpoints) < 2 or points < 3:
         raise ProblemError(
             f"Expected at least 2 checkpoints and 3 points, found {len(checkpoints)} checkpoints and points={points}."

@@ -82,6 +82,7 @@ def path(
         Salmhofer & Hamprecht, "Essentially no barriers in neural network energy landscape" (2018).
     """
     started = time.perf_counter()
+    _refuse_kinds(curves, aligned)
     if points < 3:
         raise ProblemError(f"Expected at least 3 points, both ends and one between them, found {points}.")
     traveller = Traveller(problem)
@@ -131,6 +132,23 @@ def refuse_unselected(traveller: Traveller, first: State, last: State) -> None:
             f"Expected checkpoints that differ in the {len(traveller.problem.layout.names)} selected parameters alone, found "
             f"{len(differing)} others that differ ({', '.join(differing[:4])}{', …' if len(differing) > 4 else ''}). Select "
             "them too, with requires_grad_(True) where they are frozen."
+        )
+
+
+def _refuse_kinds(curves: object, aligned: object) -> None:
+    known = curves is None or (isinstance(curves, Mapping) and all(isinstance(each, Curve) for each in curves.values()))
+    if not known:
+        found = (
+            {name: type(each).__name__ for name, each in curves.items()}
+            if isinstance(curves, Mapping)
+            else type(curves).__name__
+        )
+        raise ProblemError(
+            f"Expected curves by name, as curves={{'bezier': bezier(problem, start, end)}}, found {found}."
+        )
+    if not isinstance(aligned, bool | Matching):
+        raise ProblemError(
+            f"Expected aligned to be True, False or what match(problem, start, end) found, found {type(aligned).__name__}."
         )
 
 

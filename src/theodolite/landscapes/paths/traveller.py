@@ -121,6 +121,22 @@ class Traveller:
         }
 
 
+def by_name(checkpoints: object) -> Mapping[str, Checkpoint]:
+    """Several checkpoints by name, those of a list by their number in it.
+
+    Raises:
+        ProblemError: it is neither a mapping nor a list.
+    """
+    if isinstance(checkpoints, Mapping):
+        return checkpoints
+    if isinstance(checkpoints, list | tuple):
+        return {str(index): checkpoint for index, checkpoint in enumerate(checkpoints)}
+    raise ProblemError(
+        "Expected several checkpoints by name, as {'one': first, 'two': second}, or a list of them, found "
+        f"{type(checkpoints).__name__}."
+    )
+
+
 def as_reading(problem: Problem, totals: Float[Tensor, " c"], weights: Float[Tensor, " c"]) -> Reading:
     """A quantity from its totals on the chunks of a problem's data."""
     divisor = problem.total_weight(weights)
