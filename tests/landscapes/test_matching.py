@@ -305,7 +305,7 @@ def test_the_order_of_experts_is_left_with_a_note_that_names_the_parameters() ->
     found = discovered(problem, Traveller(problem).state(), seed=0)
     assert not found.groups
     (note,) = found.notes
-    assert all(name in note for name in ("gate.weight axis 0", "gate.bias axis 0", "down axis 0"))
+    assert all(name in note for name in ("gate.weight axis 0", "gate.bias axis 0", "up axis 2", "down axis 0"))
 
 
 def test_an_output_that_is_not_a_number_is_no_match(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,9 +109,9 @@ def left_of(
 ) -> tuple[Place, ...]:
     """Axes that no group permutes, though neither data nor outputs give their units an order."""
     moved = {place for group in groups for place in group.places}
-    return tuple(
-        place for place, ids in axes.items() if place not in moved and bool(settled.left[settled.root[ids]].any())
-    )
+    # What is free but in no group is alike to nothing, or stands for a block whose units stand in no parameter.
+    left = settled.left | (~settled.fixed & (settled.signature != 0))
+    return tuple(place for place, ids in axes.items() if place not in moved and bool(left[settled.root[ids]].any()))
 
 
 class _Held:
