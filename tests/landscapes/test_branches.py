@@ -141,6 +141,8 @@ def test_a_blend_keeps_the_variance_of_independent_weights_and_the_rest_of_the_m
 def test_errors_show_the_scene() -> None:
     with pytest.raises(ProblemError, match=r"between 0 and steps=5, found \[9\]"):
         branching(wells(), train, branches=[9], steps=5)
+    with pytest.raises(ProblemError, match=r"two different seeds, found \(0, 0\)"):
+        branching(wells(), train, branches=[0], steps=5, seeds=(0, 0))
     with pytest.raises(ProblemError, match=r"alphas between 0 and 1, found \[1.5\]"):
         basin(wells(1.0), train, Well(-1.0), alphas=[1.5], steps=5)
     with pytest.raises(ProblemError, match="found points=2 and steps=5"):
