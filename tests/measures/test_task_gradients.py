@@ -7,6 +7,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -245,6 +246,29 @@ def test_what_is_no_task_is_refused(tasks: Any, message: str) -> None:
         task_gradients(problem(), tasks)
     with pytest.raises(ProblemError, match="Expected tasks by name"):
         problem().tasks({})
+
+
+def test_a_loss_that_is_not_finite_is_said() -> None:
+    def broken(outputs: Any, targets: Any) -> Tensor:
+        loss: Tensor = TASKS["kind"](outputs, targets)
+        return loss * torch.nan
+
+    found = task_gradients(problem(), {"fits": TASKS["kind"], "broken": broken})
+    assert np.isnan(found.losses).tolist() == [False, True]
+    (note,) = (note for note in found.notes if "task" in note)
+    assert note.startswith("the loss of task 'broken' is nan")
+
+
+def test_criteria_are_no_losses_of_a_model_and_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    own = Problem.from_loss(network(), lambda model, batch: F.mse_loss(model(batch[0]), batch[1]), data())
+    for criterion, name in ((nn.MSELoss(), "MSELoss"), (F.mse_loss, "mse_loss")):
+        with pytest.raises(
+            ProblemError, match=f"task 'a' to be a function of .model, batch.*criterion {name} of .outputs"
+        ):
+            task_gradients(own, {"a": criterion, "b": criterion})
+    with pytest.raises(ProblemError, match=r"two tasks by name.*found the list"):
+        task_gradients(problem(), [nn.MSELoss(), nn.L1Loss()])  # type: ignore[arg-type]
 
 
 def on_rank(rank: int) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from theodolite.errors import ProblemError
 from theodolite.problem import Chunk, Problem
+from theodolite.problem.arguments import shown
+from theodolite.problem.arguments import whole as whole_numbers
 from theodolite.problem.objective import CriterionObjective, pair
 from theodolite.records import Cost, TaskGradients
 from theodolite.records.jackknife import jackknife_stderr
@@ -61,6 +63,9 @@ def task_gradients(
         distribution" (1948), for means over pairs.
     """
     started = time.perf_counter()
+    if not isinstance(tasks, Mapping):
+        raise ProblemError(f"Expected at least two tasks by name, {{'depth': criterion, …}}, found {shown(tasks)}.")
+    whole_numbers(chunks=chunks)
     if len(tasks) < 2 or chunks < 1:
         raise ProblemError(
             f"Expected at least two tasks and chunks of 1 or more, found {len(tasks)} tasks and chunks={chunks}."
@@ -87,7 +92,7 @@ def task_gradients(
     return TaskGradients(
         step=step,
         cost=Cost(gradients=float(len(tasks)) * (1 + walk.twice), seconds=time.perf_counter() - started),
-        notes=_notes(shares),
+        notes=(*_notes(shares), *_lost(tuple(tasks), losses)),
         context=problem.context() | {"chunks": int((shares > 0).sum())},
         tasks=tuple(tasks),
         losses=losses,
@@ -114,6 +119,14 @@ def _notes(shares: Float[np.ndarray, " c"]) -> tuple[str, ...]:
         return ()
     return (
         f"{count} chunks of data: conflicts beyond chance need {FEW}, of smaller batches where samples are coupled",
+    )
+
+
+def _lost(tasks: tuple[str, ...], losses: Float[np.ndarray, " k"]) -> tuple[str, ...]:
+    return tuple(
+        f"the loss of task {task!r} is {loss:g}: nothing is known of its gradient, cosines and errors"
+        for task, loss in zip(tasks, losses.tolist(), strict=True)
+        if not np.isfinite(loss)
     )
 
 

@@ -6,8 +6,10 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch.nn import functional, modules
+
 from theodolite.errors import ProblemError
-from theodolite.problem.arguments import refuse_no_function
+from theodolite.problem.arguments import refuse_no_function, shown
 from theodolite.problem.criteria import recognise
 from theodolite.problem.objective import CriterionObjective, LossObjective
 
@@ -39,11 +41,26 @@ def tasks_of(problem: Problem, tasks: Mapping[str, Callable[..., Any]]) -> dict[
         >>> abs(parts["height"].loss() + parts["weight"].loss() - 2 * problem.loss()) < 1e-6
         True
     """
+    if not isinstance(tasks, Mapping):
+        raise ProblemError(f"Expected tasks by name, {{'depth': criterion, …}}, found {shown(tasks)}.")
     if not tasks:
         raise ProblemError("Expected tasks by name, such as {'depth': criterion, …}, found none.")
     for name, task in tasks.items():
         refuse_no_function(task, name=f"task {name!r}", example="nn.MSELoss()")
+        _refuse_criterion(problem, task, name)
     return {name: _with_loss(problem, task) for name, task in tasks.items()}
+
+
+def _refuse_criterion(problem: Problem, task: Callable[..., Any], name: str) -> None:
+    """Raise if a criterion of torch is to be called on (model, batch)."""
+    of_torch = isinstance(task, modules.loss._Loss) or getattr(task, "__module__", "") == functional.__name__
+    if of_torch and not isinstance(problem.objective, CriterionObjective):
+        found = getattr(task, "__name__", type(task).__name__)
+        raise ProblemError(
+            f"Expected task {name!r} to be a function of (model, batch), as the problem is made by Problem.from_loss, found the "
+            f"criterion {found} of (outputs, targets). Write lambda model, batch: {found}(…), or make Problem(model, criterion, "
+            "batches)."
+        )
 
 
 def _with_loss(problem: Problem, task: Callable[..., Any]) -> Problem:
