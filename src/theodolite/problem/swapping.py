@@ -23,7 +23,10 @@ def called_with(
         inputs: of the module.
         options: its keyword arguments.
     """
-    own = [(held, dict(held)) for part in _several_names(module) for held in (part._parameters, part._buffers)]
+    parts: list[dict[str, Any]] = [
+        part.__dict__[name] for part in _several_names(module) for name in ("_parameters", "_buffers")
+    ]
+    own = [(held, dict(held)) for held in parts]
     try:
         return torch.func.functional_call(module, dict(tensors), inputs, dict(options or {}))
     finally:

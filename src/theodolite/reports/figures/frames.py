@@ -113,10 +113,10 @@ def _other_directions(record: Plane, first: Plane) -> tuple[str, object, object]
         return "directions, found lengths and cosine", here, there
     if record.directions is None or first.directions is None:
         drawn = [f"{each.name!r} with seed {each.seed}" for each in (record, first)]
-        return ("directions, found", *drawn) if drawn[0] != drawn[1] else None
+        return ("directions, found", drawn[0], drawn[1]) if drawn[0] != drawn[1] else None
     sizes = [f"{each[0].size:,} parameters" for each in (record.directions, first.directions)]
     if sizes[0] != sizes[1]:
-        return "directions, found those of", *sizes
+        return "directions, found those of", sizes[0], sizes[1]
     for place, (one, other) in enumerate(zip(record.directions, first.directions, strict=True), start=1):
         off = float(np.linalg.norm(one.astype(np.float64) - other))
         if off > TOGETHER * float(np.linalg.norm(other)):
@@ -132,7 +132,7 @@ def _other_axes(record: Plane, first: Plane) -> tuple[str, object, object] | Non
     """How the ends of the axes or their numbers of points differ."""
     sizes = [f"{each.alphas.size} × {each.betas.size} points" for each in (record, first)]
     if sizes[0] != sizes[1]:
-        return "axes, found", *sizes
+        return "axes, found", sizes[0], sizes[1]
     here, there = ([_ends([each.alphas]), _ends([each.betas])] for each in (record, first))
     width = max(high - low for low, high in there)
     return None if np.allclose(here, there, rtol=0, atol=TOGETHER * width) else ("axes, found spans", here, there)
