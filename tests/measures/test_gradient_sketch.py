@@ -175,7 +175,7 @@ def sketches_at(weights: tuple[float, ...], repeats: int = 4, seed: int = 0) -> 
 
 
 def true_cosines(weights: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines between mean gradients, and their errors by leaving out one sample of both steps where they have as many, of one otherwise."""
+    """Cosines between mean gradients, with errors by leaving out a sample of both steps where they have as many, else of one."""
     rows = []
     for step, weight in enumerate(weights):
         model = network()

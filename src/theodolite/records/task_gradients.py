@@ -147,7 +147,8 @@ class TaskGradients(Record):
 
     def summary(self) -> tuple[str, ...]:
         """Tasks, the pair with the smallest cosine, conflicts beyond chance."""
-        subject = f"{plural(len(self.tasks), 'task')}, {plural(int(self.samples.max(initial=0)), 'sample')}, n={self.size:,}, {self.shared:,} shared"
+        counted = f"{plural(len(self.tasks), 'task')}, {plural(int(self.samples.max(initial=0)), 'sample')}"
+        subject = f"{counted}, n={self.size:,}, {self.shared:,} shared"
         cosines = np.where(np.triu(np.ones_like(self.dots), k=1) > 0, self.cosines, np.nan)
         if not np.isfinite(cosines).any():
             return subject, "no cosines"
