@@ -7,6 +7,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import minimize
 
 from theodolite.records import Gradients
@@ -345,3 +346,18 @@ def test_redundant_samples_of_small_loss_count_less_and_a_target_is_reached_soon
         return 2000
 
     assert steps_to(weighted=True) < 0.8 * steps_to(weighted=False)
+
+
+def test_importance_sampling_takes_any_scores_but_none_at_all():
+    record = Gradients(
+        loss=1.0, loss_stderr=0.1, norm=1.0, norm_stderr=0.1, layers=("0",), layer_norms=np.ones(1),
+        layer_norm_stderrs=np.ones(1), parameter_norms=np.ones(1), samples=2, gram=np.diag([9.0, 1.0]), indices=np.arange(2),
+    )  # fmt: skip
+    for scores in (record, np.array([3.0, 1.0]), torch.tensor([3.0, 1.0]), [3, 1]):
+        assert importance_sampling(scores).probabilities.tolist() == [0.75, 0.25]
+    with pytest.raises(ValueError, match="one is above 0 to draw by, found 4 that are all 0"):
+        importance_sampling(np.zeros(4))
+    with pytest.raises(ValueError, match=r"record with samples, found one without"):
+        importance_sampling(record.replace(gram=None, indices=None))
+    with pytest.raises(ValueError, match=r"one number for each sample, found a ndarray of shape \(2, 2\)"):
+        importance_sampling(np.ones((2, 2)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.cluster.vq import kmeans2
 
+from theodolite.records.gradients import Gradients
 from theodolite.records.gram import Gram
 
 
@@ -63,18 +64,19 @@ class Sampling:
         return self.variance(gram) / uniform if uniform > 0 else float("nan")
 
 
-def importance_sampling(scores: Float[np.ndarray, " n"], *, mix: float = 1.0) -> Sampling:
+def importance_sampling(scores: Gradients | Any, *, mix: float = 1.0) -> Sampling:
     """Draw samples by their scores: p = mix·s/Σs + (1 − mix)/N.
 
     By gradient norms, ``mix=1`` has the least variance of all, (Σ‖g_i‖/N)² − ‖ḡ‖². Scores are of some steps ago, or stand for
     the norms as EL2N does; the uniform part bounds the weights by 1/(1 − mix).
 
     Args:
-        scores: not negative, such as ``record.sample_norms`` or ``data_scores(records).values``.
+        scores: not negative, such as ``data_scores(records).values``; or a record of ``gradients(problem, gram=True)``, for its
+            norms of samples.
         mix: share of the draws that go by scores; PA&DA raises it from 0 to 1 over training.
 
     Raises:
-        ValueError: scores are negative or not finite, or mix is no share.
+        ValueError: scores are negative, not finite or all 0, or mix is no share.
 
     Example:
         >>> sampling = importance_sampling(np.array([1.0, 3.0]), mix=0.5)
@@ -87,9 +89,26 @@ def importance_sampling(scores: Float[np.ndarray, " n"], *, mix: float = 1.0) ->
     """
     if not 0 <= mix <= 1:
         raise ValueError(f"Expected mix to be a share between 0 and 1, found {mix}.")
-    total = _checked(scores, "scores").sum()
-    uniform = np.full(len(scores), 1 / max(len(scores), 1))
-    return Sampling(uniform if total == 0 else mix * scores / total + (1 - mix) * uniform)
+    values = _checked(_scores(scores), "scores")
+    total = values.sum()
+    if len(values) and not total > 0:
+        raise ValueError(f"Expected scores of which one is above 0 to draw by, found {len(values)} that are all 0.")
+    return Sampling(mix * values / (total or 1.0) + (1 - mix) / max(len(values), 1))
+
+
+def _scores(scores: Gradients | Any) -> Float[np.ndarray, " n"]:
+    if isinstance(scores, Gradients):
+        if scores.gram is None:
+            raise ValueError(
+                "Expected a record with samples, found one without. Measure with gradients(problem, gram=True)."
+            )
+        return np.asarray(scores.sample_norms, dtype=np.float64)
+    values = np.asarray(scores)
+    if values.ndim != 1 or values.dtype.kind not in "fiub":
+        raise ValueError(
+            f"Expected scores as an array of one number for each sample, found a {type(scores).__name__} of shape {values.shape}."
+        )
+    return values.astype(np.float64)
 
 
 @final
@@ -129,7 +148,9 @@ class Clusters:
         if len(medoid_losses) != len(self.medoids):
             raise ValueError(f"Expected a loss for each of {len(self.medoids)} medoids, found {len(medoid_losses)}.")
         losses = _checked(medoid_losses, "losses of the medoids")
-        return importance_sampling(losses[self.labels] + spread * self.distances**power)
+        bounds = losses[self.labels] + spread * self.distances**power
+        # Nothing is lost anywhere: all samples are alike.
+        return importance_sampling(bounds if bounds.any() else np.ones(len(bounds)))
 
 
 def clusters(embeddings: Float[np.ndarray, "n d"], *, count: int, seed: int = 0) -> Clusters:
