@@ -206,11 +206,16 @@ def test_a_trajectory_is_a_line_through_its_checkpoints(tmp_path):
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     file = export(plane(), tmp_path / "p.json")
     before = file.read_bytes()
-    monkeypatch.setattr("theodolite.records.export.os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         export(plane(), file)
     assert file.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["p.json"]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "json", "vts"])
+def test_a_missing_folder_is_made(suffix, tmp_path):
+    assert export(plane(), tmp_path / "not" / "there" / f"p.{suffix}").exists()
 
 
 def test_refusals(tmp_path):

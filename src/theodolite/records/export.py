@@ -35,7 +35,7 @@ def export(record: Record, path: str | os.PathLike[str]) -> Path:
 
     Args:
         record: what to write.
-        path: of the file, replaced if it exists; its folder must exist.
+        path: of the file, replaced if it exists; its folder is made where it is missing.
 
     Returns:
         The path.
@@ -54,6 +54,7 @@ def export(record: Record, path: str | os.PathLike[str]) -> Path:
     if target.suffix == ".npz":
         fields, arrays = encode(record)
         content = json.dumps({"kind": record.kind, "fields": fields}, allow_nan=False)
+        target.parent.mkdir(parents=True, exist_ok=True)
         write_arrays(target, {**arrays, FIELDS: np.array(content)})
     elif target.suffix == ".json":
         _write(target, json.dumps(_plain(record), allow_nan=False, indent=1) + "\n")
@@ -116,6 +117,7 @@ def _vtk(record: Record, target: Path) -> Callable[[Any], str]:
 
 
 def _write(target: Path, content: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + UNFINISHED)
     try:
         unfinished.write_text(content, encoding="utf-8")
