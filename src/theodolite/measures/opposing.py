@@ -103,6 +103,7 @@ def opposing_signals(
         cosine=cosine,
         cosine_stderr=stderr,
         curvature_shares=shares,
+        notes=() if bool(update.any()) else ("the update is 0: no loss changes, and no samples oppose each other",),
         norm=float(update.norm()),
         size=problem.n,
     )
