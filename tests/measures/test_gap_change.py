@@ -63,7 +63,9 @@ def test_combinations_have_the_exact_means() -> None:
         assert estimate.stderr < 0.2 * abs(value) or value < 0.2
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.name in ("mlp", "mlp-weighted", "transformer")], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES if f.name in ("mlp", "mlp-weighted", "transformer")], ids=lambda f: f.name
+)
 def test_one_combination_equals_the_oracle(family: Family) -> None:
     """Of a network: z from dense rows, and the slope of ‖z‖² along the gradient by differences."""
     _, rows = per_sample(family)
