@@ -118,10 +118,14 @@ def differentiable(chunk: Chunk) -> Tensors:
     found = tuple(tensor for tensor in inputs if _counts(tensor, chunk.samples))
     if not found:
         kinds = ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in inputs) or "no tensor"
+        advice = (
+            "Turn the tensors, samples first, and back in the model."
+            if any(tensor.is_floating_point() for tensor in inputs)
+            else "Nothing has a derivative in tokens: give the model their embeddings as inputs "
+            "(inputs_embeds=model.get_input_embeddings()(tokens) for models of transformers)."
+        )
         raise OperatorError(
-            f"Expected floating-point inputs with a row for each of {chunk.samples} samples, found {kinds}. Nothing has a "
-            "derivative in tokens: give the model their embeddings as inputs (inputs_embeds=model.get_input_embeddings()(tokens) "
-            "for models of transformers)."
+            f"Expected floating-point inputs with a row for each of {chunk.samples} samples, found {kinds}. {advice}"
         )
     return found
 

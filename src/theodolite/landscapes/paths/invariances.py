@@ -40,9 +40,9 @@ def invariance(
         problem: whose loss and data are read.
         changes: by name, functions from a batch to a changed one with as many samples in the same order.
         checkpoints: by name, each as for ``path``.
-        tol: largest change of the loss that counts as invariant, in its units. The interval of the change at 95 % must lie within, so
-            that it should be several of its standard errors; and a small share, say a tenth, of what the change costs a checkpoint
-            that is known to rely on the cue.
+        tol: largest change of the loss that counts as invariant, in its units. The interval of the change at 95 % must lie
+            within, so that it should be several of its standard errors; and a small share, say a tenth, of what the change
+            costs a checkpoint that is known to rely on the cue.
         step: optimiser step, kept in the record.
 
     Returns:
