@@ -231,8 +231,8 @@ SURVEYS: list[Callable[[Problem], object]] = [
     lambda problem: plane(problem, points=3, directions="gaussian"),
     lambda problem: line(problem, points=3, batchnorm="recalibrated", groups="targets", scalars=("gradient norm",)),
     lambda problem: (
-        plane(problem, points=3, quadratic=problem.mode == "eval", eigenvalues=2, batchnorm="stored")
-        if problem.mode != "train"
+        plane(problem, points=3, quadratic=True, eigenvalues=2, batchnorm="stored")
+        if problem.mode == "eval"
         else line(problem, points=3, batchnorm="batch", cap=1.0)
     ),
 ]
