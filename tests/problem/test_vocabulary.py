@@ -44,9 +44,8 @@ def test_the_graph_of_the_loss_keeps_one_copy_of_its_logits() -> None:
 def test_graphs_of_products_keep_two_copies_at_most() -> None:
     found = problem()
     v = torch.ones(found.n)
-    head = found.point().constants["head.weight"].nbytes  # saved once for the 8 samples that are counted
     for operator, copies in ((Hessian, 2), (GGN, 1)):
         A = operator(found)
         A @ v
         assert A._graph_bytes is not None
-        assert 0.9 * copies * LOGITS < A._graph_bytes < 1.1 * copies * LOGITS + head / SAMPLES
+        assert 0.9 * copies * LOGITS < A._graph_bytes < 1.1 * copies * LOGITS  # frozen parameters live anyway

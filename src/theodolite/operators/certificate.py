@@ -105,7 +105,7 @@ def _symmetry(problem: Problem, piece: Chunk) -> tuple[float, int, float]:
     u, v = (direction(problem, point.leaves, seed=seed) for seed in (1, 2))
 
     def products(model: nn.Module) -> tuple[float, int, float]:
-        with counting_saved_bytes(point.leaves) as saved:
+        with counting_saved_bytes((*point.leaves, *point.constants.values())) as saved:
             graph = _graph(problem, model, piece, point)
         start = clock(problem)
         Hu = graph.vector(u)

@@ -36,7 +36,7 @@ def certify_inputs(problem: Problem, *, inputs: Callable[[Chunk], Tensors], loss
 
     def products(model: nn.Module) -> tuple[float, int, float]:
         u, v = (direction(problem, leaves, seed=seed) for seed in (1, 2))
-        with counting_saved_bytes((*point.leaves, *leaves)) as saved:
+        with counting_saved_bytes((*point.leaves, *point.constants.values(), *leaves)) as saved:
             graph = GradientGraph(_gradient(problem, model, piece, leaves, loss, create_graph=True), leaves, 1.0)
         start = clock(problem)
         Hu = graph.vector(u)

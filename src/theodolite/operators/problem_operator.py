@@ -249,7 +249,7 @@ class ProblemOperator(LinearOperator):
         piece, point = first_piece(self.problem), self.problem.point()
 
         def build(model: nn.Module) -> int:
-            with counting_saved_bytes(point.leaves) as saved:
+            with counting_saved_bytes((*point.leaves, *point.constants.values())) as saved:
                 graph = self._graph(model, piece, point)
             if isinstance(graph, OutputGraph):
                 refuse_wrong_jacobian(self.problem, graph, piece)
