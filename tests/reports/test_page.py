@@ -116,7 +116,7 @@ def test_every_lens_has_its_figures_captions_tables_and_costs(page):
     ):
         assert words in text
     assert len(page.all("figure")) == 18
-    assert text.count("What it does not show") == 14
+    assert text.count("What it does not show") == 18
     assert "not converged" in text
     assert "143 products, 2 gradients, 6.4 s" in text
     assert "probe deferred" in text
