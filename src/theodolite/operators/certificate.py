@@ -61,16 +61,25 @@ class Certificate:
 def certify(problem: Problem) -> Certificate:
     """Check the Hessian product of ``problem`` on its first samples.
 
-    Cost: about ten gradients of at most 16 samples; ten more where the first difference disagrees.
+    Cost: about ten gradients of at most 16 samples; ten more where the first difference disagrees; again on more samples
+    where few of them fail.
 
     Raises:
         DerivativeError: the product is not symmetric, or is not the derivative of the gradient, as with custom autograd
             functions that hide a tensor from autograd.
     """
-    piece = first_piece(problem)
+    try:
+        return _certified(problem)
+    except DerivativeError:
+        # In models that round to float32 inside, the curvature of two samples may drown in rounding: ask more of them.
+        return _certified(problem, fewest=FEWEST_COUPLED)
+
+
+def _certified(problem: Problem, *, fewest: int = FEWEST) -> Certificate:
+    piece = first_piece(problem, fewest=fewest)
     symmetry, nbytes, seconds = _symmetry(problem, piece)
     refuse_asymmetric(problem, symmetry, suspects=lambda: suspects(problem, piece))
-    difference, dtype = in_double(problem, _difference_in)
+    difference, dtype = in_double(problem, lambda found: _difference_in(found, fewest=fewest))
     samples = piece.samples
     name = str(dtype).removeprefix("torch.")
     return Certificate(symmetry, difference, name, nbytes / samples, seconds, samples)
@@ -91,11 +100,11 @@ def refuse_asymmetric(
         )
 
 
-def first_piece(problem: Problem) -> Chunk:
+def first_piece(problem: Problem, *, fewest: int = FEWEST) -> Chunk:
     """The first samples of the data, enough to check derivatives and measure memory, few enough to cost little."""
     batch = problem.batches.first()
-    fewest = FEWEST_COUPLED if problem.coupled else FEWEST
-    batch = split(batch, min(PIECE, max(fewest, problem.objective.samples(batch) // 4)))[0]
+    least = FEWEST_COUPLED if problem.coupled else fewest
+    batch = split(batch, min(PIECE, max(least, problem.objective.samples(batch) // 4)))[0]
     return Chunk(0, move(batch, device=problem.device, dtype=problem.cast), problem.objective.samples(batch))
 
 
@@ -129,8 +138,8 @@ def in_double(problem: Problem, difference: Callable[[Problem], float]) -> tuple
         return difference(problem), problem.dtype
 
 
-def _difference_in(problem: Problem) -> float:
-    piece, point = first_piece(problem), _jittered(problem)
+def _difference_in(problem: Problem, *, fewest: int) -> float:
+    piece, point = first_piece(problem, fewest=fewest), _jittered(problem)
     v = _without_padding(problem, direction(problem, point.leaves, seed=3))
 
     def product(model: nn.Module) -> tuple[Tensors, float]:
