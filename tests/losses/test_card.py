@@ -96,6 +96,12 @@ def test_profile_is_that_of_cross_entropy(cards: dict[str, losses.Card]) -> None
     torch.testing.assert_close(torch.tensor(found.curvatures, dtype=torch.float64), p * (1 - p))
 
 
+def test_a_limit_that_is_neared_slowly_is_one() -> None:
+    """Taylor's softmax nears its limits as the inverse margin, where t_y / Σt is that of the ratio of the logits alone."""
+    found = losses.card(losses.taylor_softmax_ce, points=20)
+    assert (found.at_minus_infinity, found.at_plus_infinity) == ("bounded", "bounded")
+
+
 def test_card_and_picture_show_one_profile() -> None:
     """Also of losses that a shift of all logits changes."""
     for loss in (losses.squentropy, losses.taylor_softmax_ce, losses.aux_log_z2):

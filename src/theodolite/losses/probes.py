@@ -154,7 +154,9 @@ def growth_of(line: Callable[[Tensor], Tensor], *, direction: float) -> str:
         first, second, third, far, farther = line(points).tolist()
     if not math.isfinite(first) or not math.isfinite(second):
         return "undefined"
-    if abs(farther - far) < 1e-3 * (1 + abs(far)):
+    if abs(farther - far) < max(
+        1e-3 * (1 + abs(far)), 0.1 * abs(second - first)
+    ):  # a limit may be neared as slowly as 1/m
         return "bounded"
     ratio = (third - second) / (second - first) if second != first else math.inf  # 1, 5/3 or e^8 over equal steps
     return "linear" if ratio < 1.3 else "quadratic" if ratio < 3 else "exponential"
